@@ -1,0 +1,418 @@
+"""One try of a transaction at one backend: the lease, the commands sent on it, and what its replies mean.
+
+Owns the connection while it is leased, and the step reached at that backend. Does not own what follows a failure
+(transaction.py) nor how the body is read (relay.py).
+Invariant: once `over`, the connection was given back, retired or aborted, and the trial hears nothing more of this attempt.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.connection import Connection, Failure
+from smtplb.dataplane.context import ListenerContext
+from smtplb.dataplane.deadlines import NEVER
+from smtplb.observe.events import Phase
+from smtplb.policy.outcome import (
+    EARLY_REPLY,
+    GARBLED_REPLY,
+    IDLE_LOSS,
+    Command,
+    Decision,
+    Elsewhere,
+    Reason,
+    classify_loss,
+    classify_opening,
+    classify_reply,
+)
+from smtplb.policy.retry import attempt_deadline_s
+from smtplb.smtp.commands import Parameters
+from smtplb.smtp.replies import Reply
+
+
+class ReplySlot:
+    """The place of one reply in the client's order; filled once (`wire` includes CRLF)."""
+
+    __slots__ = ("wire",)
+
+    def __init__(self, wire: bytes | None = None) -> None:
+        self.wire = wire
+
+    def fill(self, wire: bytes) -> None:
+        assert self.wire is None
+        self.wire = wire
+
+
+class Recipient:
+    """One RCPT. `slot` is filled once it was answered; `accepted` then tells how. Also the token of the command."""
+
+    __slots__ = ("accepted", "line", "path", "slot")
+
+    def __init__(self, path: bytes, slot: ReplySlot) -> None:
+        self.path = path
+        self.slot = slot
+        self.line = b"RCPT TO:<%s>\r\n" % path
+        self.accepted = False
+
+
+class Step(Enum):
+    SEEKING = auto()  # waiting for a connection
+    ENVELOPE = auto()  # MAIL and RCPT
+    DATA = auto()  # DATA sent, no answer yet
+    BODY = auto()  # 354 came
+    FINAL = auto()  # the terminator left
+    OVER = auto()
+
+
+class Trouble:
+    """A failed attempt: what was asked, what came, what policy says about it."""
+
+    __slots__ = ("command", "decision", "detail", "phase", "reply")
+
+    def __init__(self, command: object, decision: Decision, phase: Phase, detail: bytes, reply: Reply | None) -> None:
+        self.command = command
+        self.decision = decision
+        self.phase = phase
+        self.detail = detail
+        self.reply = reply
+
+
+class Trial(Protocol):
+    """The transaction, as an attempt sees it. None of these is called inside a call that the transaction makes."""
+
+    sender: bytes
+    parameters: Parameters
+    recipients: list[Recipient]
+
+    def answered_well(self, command: object) -> None:
+        """2xx or 354 to `command` (Command.CONNECT: the connection came up)."""
+
+    def recipient_accepted(self, recipient: Recipient, reply: Reply) -> None: ...
+
+    def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
+        """A verdict on one recipient; the attempt goes on."""
+
+    def envelope_answered(self) -> None:
+        """Every RCPT sent so far was answered."""
+
+    def body_wanted(self) -> None:
+        """354."""
+
+    def attempt_failed(self, trouble: Trouble) -> None:
+        """Before our terminator. The attempt is still to be left (`leave`)."""
+
+    def final_answered(self, reply: Reply) -> None:
+        """2xx, 4xx or 5xx after our terminator."""
+
+    def final_missing(self, reason: Reason, detail: bytes) -> None:
+        """No reply after our terminator: in doubt."""
+
+    def backend_writable(self, writable: bool) -> None: ...
+
+    def tell_client(self) -> None:
+        """The turn is over: write what was filled."""
+
+
+class Attempt:
+    """See the module. `others_left`: another backend could be asked; it halves the time this one gets (design 4.14)."""
+
+    __slots__ = (
+        "_context",
+        "_due",
+        "_since_s",
+        "_trial",
+        "backend",
+        "budget_end_s",
+        "connection",
+        "deadline_bucket",
+        "deadline_s",
+        "others_left",
+        "step",
+        "wants_fresh",
+    )
+
+    def __init__(
+        self,
+        context: ListenerContext,
+        trial: Trial,
+        backend: Backend,
+        *,
+        budget_end_s: float,
+        others_left: bool,
+        wants_fresh: bool,
+    ) -> None:
+        self._context = context
+        self._trial = trial
+        self.backend = backend
+        self.budget_end_s = budget_end_s
+        self.others_left = others_left
+        self.wants_fresh = wants_fresh
+        self.connection: Connection | None = None
+        self.step = Step.SEEKING
+        self._due = 0  # RCPT replies owed
+        self._since_s = 0.0
+        self.deadline_s = NEVER
+        self.deadline_bucket = 0
+
+    # -- the lease -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        connection = self.backend.lease(self)
+        if connection is not None:
+            self._use(connection)
+            return
+        deadlines = self._context.runtime.deadlines
+        timeouts = self.backend.settings.timeouts
+        self._since_s = deadlines.clock()
+        limit_s = timeouts.connect_s + 2 * timeouts.greeting_s
+        deadlines.set(
+            self, attempt_deadline_s(self._since_s, limit_s, self.budget_end_s, others_left=self.others_left)
+        )
+
+    def lease_granted(self, connection: Connection) -> None:
+        deadlines = self._context.runtime.deadlines
+        deadlines.disarm(self)
+        self._context.router.lease_waited(self.backend.settings.pool, deadlines.clock() - self._since_s)
+        if not connection.kept:
+            self._trial.answered_well(Command.CONNECT)
+        self._use(connection)
+
+    def lease_failed(self, failure: Failure) -> None:
+        self._context.runtime.deadlines.disarm(self)
+        self.step = Step.OVER
+        self._opening_failed(failure)
+
+    def deadline_passed(self, now: float) -> None:
+        assert self.step is Step.SEEKING
+        self.backend.cancel(self)
+        self.step = Step.OVER
+        self._opening_failed(Failure(Phase.CONNECT, Reason.TIMEOUT, b"no connection in time"))
+
+    def _opening_failed(self, failure: Failure) -> None:
+        decision = classify_opening(failure.reason, failure.reply)
+        # The greeting of a backend is never an answer to a client's command: no reply to relay.
+        self._trial.attempt_failed(Trouble(Command.CONNECT, decision, failure.phase, failure.detail, None))
+        self._trial.tell_client()
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _use(self, connection: Connection) -> None:
+        """MAIL and every recipient that is not refused, in one write (design 4.2)."""
+        self.connection = connection
+        self.step = Step.ENVELOPE
+        trial = self._trial
+        parameters = connection.capabilities.mail_parameters(trial.parameters) if trial.parameters else b""
+        group: list[tuple[object, bytes]] = [(Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters))]
+        for recipient in trial.recipients:
+            if recipient.slot.wire is None or recipient.accepted:
+                group.append((recipient, recipient.line))
+        self._due = len(group) - 1
+        connection.transaction_open = True
+        connection.send(group)
+        self._expect(Phase.MAIL, self.backend.settings.timeouts.mail_s)
+
+    def rcpt(self, recipient: Recipient) -> None:
+        """One more recipient. While no connection is there yet, it goes out with the others."""
+        if self.step is Step.SEEKING:
+            return
+        assert self.step is Step.ENVELOPE and self.connection is not None
+        self._due += 1
+        self.connection.send([(recipient, recipient.line)])
+        self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+
+    @property
+    def awaits_recipients(self) -> bool:
+        return self.step is Step.SEEKING or self._due > 0
+
+    def data(self) -> None:
+        assert self.step is Step.ENVELOPE and self.connection is not None and not self._due
+        self.step = Step.DATA
+        self.connection.send([(Command.DATA, b"DATA\r\n")])
+        self._expect(Phase.DATA, self.backend.settings.timeouts.data_s)
+
+    def terminator_leaves(self) -> None:
+        """The relay is about to write the terminator: only `final` counts from here (design 4.14)."""
+        assert self.step is Step.BODY and self.connection is not None
+        self.step = Step.FINAL
+        self._since_s = self._context.runtime.deadlines.clock()
+        self.connection.expect_until(Phase.FINAL, self._since_s + self.backend.settings.timeouts.final_s)
+
+    @property
+    def final_wait_s(self) -> float:
+        return self._context.runtime.deadlines.clock() - self._since_s
+
+    def _expect(self, phase: Phase, timeout_s: float) -> None:
+        assert self.connection is not None
+        now = self._context.runtime.deadlines.clock()
+        self.connection.expect_until(
+            phase, attempt_deadline_s(now, timeout_s, self.budget_end_s, others_left=self.others_left)
+        )
+
+    # -- leaving -------------------------------------------------------------------------------------------------------
+
+    def leave(self, *, closing: bool) -> None:
+        """Give the connection up as gently as the step allows; `closing`: it is of no further use.
+
+        Once DATA went out nothing may be completed by accident: abort(), never RSET, QUIT or a dot (design 4.10).
+        """
+        step, connection = self.step, self.connection
+        self.step = Step.OVER
+        self.connection = None
+        if step is Step.SEEKING:
+            self._context.runtime.deadlines.disarm(self)
+            self.backend.cancel(self)
+        elif connection is not None:
+            if step in (Step.DATA, Step.BODY, Step.FINAL):
+                self.backend.abort(connection)
+            elif closing:
+                self.backend.retire(connection)
+            else:
+                self.backend.release(connection)
+
+    def done(self, *, closing: bool) -> None:
+        """The final reply came: the connection is free."""
+        connection = self.connection
+        assert self.step is Step.FINAL and connection is not None
+        self.step = Step.OVER
+        self.connection = None
+        connection.transaction_open = False
+        if closing:
+            self.backend.retire(connection)
+        else:
+            self.backend.release(connection)
+
+    # -- replies -------------------------------------------------------------------------------------------------------
+
+    def reply_received(self, connection: Connection, token: object, reply: Reply) -> None:
+        if self.step is Step.OVER:
+            return
+        if isinstance(token, Recipient):
+            self.backend.count_reply(Phase.RCPT, reply.code)
+            self._recipient_answered(token, reply)
+        elif token is Command.FINAL:
+            self.backend.count_reply(Phase.FINAL, reply.code)
+            if 300 <= reply.code < 400:
+                self._trial.final_missing(Reason.GARBLED, reply.text_line())
+            else:
+                self._trial.final_answered(reply)
+        elif token is Command.DATA:
+            self.backend.count_reply(Phase.DATA, reply.code)
+            self._data_answered(reply)
+        elif token is Command.MAIL:
+            self.backend.count_reply(Phase.MAIL, reply.code)
+            self._mail_answered(connection, reply)
+        else:
+            self._spoke_unasked(reply)
+
+    def _mail_answered(self, connection: Connection, reply: Reply) -> None:
+        if reply.code < 300:
+            self._trial.answered_well(Command.MAIL)
+            return
+        if reply.code >= 400:
+            connection.transaction_open = False
+        self._error_reply(Command.MAIL, Command.MAIL, reply)
+
+    def _recipient_answered(self, recipient: Recipient, reply: Reply) -> None:
+        self._due -= 1
+        if reply.code < 300:
+            self._trial.answered_well(recipient)
+            if not recipient.accepted:
+                self._trial.recipient_accepted(recipient, reply)
+        else:
+            decision = self._decide(Command.RCPT, reply)
+            if decision.elsewhere is not Elsewhere.NO or recipient.accepted:
+                # In a replay a refusal of an accepted recipient is the transaction's affair (design 4.5).
+                self._fail(recipient, decision, Phase.RCPT, reply)
+                return
+            self._trial.recipient_refused(recipient, reply)
+        self.settle()
+
+    def settle(self) -> None:
+        """After an answer to a RCPT: when it was the last one due, the backend owes nothing and the client is next."""
+        if self._due == 0 and self.step is Step.ENVELOPE and self.connection is not None:
+            self.connection.expect_until(Phase.RCPT, NEVER)
+            self._trial.envelope_answered()
+
+    def _data_answered(self, reply: Reply) -> None:
+        if reply.code == 354:
+            assert self.connection is not None
+            self.step = Step.BODY
+            self.connection.expect_until(Phase.BLOCK, NEVER)
+            self._trial.answered_well(Command.DATA)
+            self._trial.body_wanted()
+        elif reply.code < 400:
+            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply, relayable=False)
+        else:
+            self.step = Step.ENVELOPE  # nothing was begun: RSET is possible again
+            self._error_reply(Command.DATA, Command.DATA, reply)
+
+    def _error_reply(self, command: object, kind: Command, reply: Reply) -> None:
+        self._fail(command, self._decide(kind, reply), Phase(kind.value), reply, relayable=reply.code >= 400)
+
+    def _spoke_unasked(self, reply: Reply) -> None:
+        """A reply to nothing: before our terminator (design 4.6), or between commands (a 421, most of the time)."""
+        if self.step is Step.BODY:
+            if reply.code >= 400:
+                # 5xx is the verdict; 4xx may send us elsewhere. The rest of the body cannot go there either way.
+                decision = classify_reply(Command.BODY, reply, first_on_kept=False, errors_before=0)
+                self._fail(Command.BODY, decision, Phase.BLOCK, reply)
+            else:
+                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply, relayable=False)
+        elif reply.code == 421:
+            self._fail(Command.BODY, IDLE_LOSS, Phase.RCPT, reply, relayable=False)
+        else:
+            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply, relayable=False)
+
+    def _decide(self, kind: Command, reply: Reply) -> Decision:
+        if reply.code < 400:  # 3xx where none belongs: out of step
+            return GARBLED_REPLY
+        connection = self.connection
+        assert connection is not None
+        return classify_reply(
+            kind,
+            reply,
+            first_on_kept=connection.kept and connection.first_answer_due,
+            errors_before=connection.errors - 1,
+            enhanced_offered=b"ENHANCEDSTATUSCODES" in connection.capabilities,
+        )
+
+    def _fail(
+        self, command: object, decision: Decision, phase: Phase, reply: Reply, *, relayable: bool = True
+    ) -> None:
+        self._trial.attempt_failed(
+            Trouble(command, decision, phase, reply.text_line(), reply if relayable else None)
+        )
+
+    # -- the connection's other words ------------------------------------------------------------------------------------
+
+    def connection_broken(self, connection: Connection, failure: Failure) -> None:
+        self.connection = None
+        if self.step is Step.FINAL:
+            self._trial.final_missing(failure.reason, failure.detail)
+        elif self.step is Step.BODY:
+            decision = classify_loss(failure.reason, first_on_kept=False, errors_before=0)
+            self._trial.attempt_failed(Trouble(Command.BODY, decision, Phase.BLOCK, failure.detail, None))
+        elif failure.token is None:
+            # It owed nothing: a client that takes its time outlasts a backend's patience. Nobody's fault.
+            self._trial.attempt_failed(Trouble(Command.RCPT, IDLE_LOSS, Phase.RCPT, failure.detail, None))
+        else:
+            decision = classify_loss(
+                failure.reason,
+                first_on_kept=connection.kept and connection.first_answer_due,
+                errors_before=connection.errors,
+            )
+            self._trial.attempt_failed(Trouble(failure.token, decision, failure.phase, failure.detail, None))
+        self._trial.tell_client()
+
+    def replies_done(self) -> None:
+        self._trial.tell_client()
+
+    def backend_writable(self, writable: bool) -> None:
+        connection = self.connection
+        if self.step is Step.BODY and connection is not None:
+            now = self._context.runtime.deadlines.clock()
+            block_s = self.backend.settings.timeouts.block_s
+            connection.expect_until(Phase.BLOCK, NEVER if writable else now + block_s)
+            self._trial.backend_writable(writable)

@@ -1,0 +1,250 @@
+"""Connections of one backend, by state. A connection is in exactly one container; only _move() changes that.
+
+Owns opening, keeping, handing out and retiring connections, and who waits for one. Choosing a backend is pool.py's.
+Invariant: a connection that is handed out owes nothing and has one holder; waiters are served in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from smtplb.dataplane.connection import Connection, Failure, Holder, State
+from smtplb.dataplane.runtime import Runtime
+from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
+from smtplb.observe.events import AttemptOutcome, Phase
+from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS
+from smtplb.settings import BackendSettings, BudgetSettings
+
+
+class Seeker(Holder, Protocol):
+    """Who asks for a lease. Exactly one of the two follows a lease() that returned None, unless cancel() comes first."""
+
+    wants_fresh: bool  # only a connection that was never used will do
+
+    def lease_granted(self, connection: Connection) -> None: ...
+
+    def lease_failed(self, failure: Failure) -> None: ...
+
+
+class Backend:
+    """One MTA address as a worker sees it."""
+
+    __slots__ = (
+        "_connecting",
+        "_idle",
+        "_leased",
+        "_quitting",
+        "_resetting",
+        "_runtime",
+        "_seekers",
+        "attempts",
+        "budget",
+        "final_s",
+        "key",
+        "replies",
+        "reuse",
+        "settings",
+        "standing",
+    )
+
+    def __init__(self, runtime: Runtime, settings: BackendSettings, budget: BudgetSettings) -> None:
+        self._runtime = runtime
+        self.settings = settings
+        self.budget = budget
+        self.key: BackendKey = settings.key
+        self.standing = BackendStanding(BackendState.UNPROVEN, usable=False, last_resort=True, weight=settings.weight)
+        self._connecting: set[Connection] = set()
+        self._idle: list[Connection] = []  # a stack: the last used is used first, the others may expire
+        self._leased: set[Connection] = set()
+        self._resetting: set[Connection] = set()
+        self._quitting: set[Connection] = set()
+        self._seekers: deque[Seeker] = deque()
+        # counters, read when a report is asked for
+        self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
+        self.replies: dict[tuple[Phase, int], int] = {}
+        self.reuse = {"new": 0, "reused": 0, "stale": 0}
+        self.final_s = Histogram()
+
+    # -- what policies see ---------------------------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> int:
+        return self.standing.weight
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way, those that wait for a connection included."""
+        return len(self._leased) + len(self._seekers)
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def lease(self, seeker: Seeker) -> Connection | None:
+        """A kept connection at once, or None: then the seeker is told later, never inside this call."""
+        if self._idle and not seeker.wants_fresh:
+            connection = self._idle[-1]
+            self.reuse["reused"] += 1
+            self._move(connection, State.LEASED)
+            connection.leased(seeker)
+            return connection
+        self._seekers.append(seeker)
+        self._open_for_seekers()
+        return None
+
+    def cancel(self, seeker: Seeker) -> None:
+        """The seeker no longer wants a connection. One that is coming up for it is kept."""
+        self._seekers.remove(seeker)
+
+    def release(self, connection: Connection) -> None:
+        """The holder is done and the connection is well; what is still due on it is swallowed, an open transaction reset."""
+        if connection.state is not State.LEASED:
+            return  # it ended meanwhile
+        if self._worn(connection):
+            self.retire(connection)
+        elif connection.owes_nothing:
+            connection.holder = None
+            self._offer(connection)
+        else:
+            self._move(connection, State.RESETTING)
+            connection.released()
+
+    def retire(self, connection: Connection) -> None:
+        """End it in peace: QUIT. Not after a 354 without a terminator."""
+        if connection.state in (State.QUITTING, State.CLOSED):
+            return
+        self._move(connection, State.QUITTING)
+        connection.quit()
+
+    def abort(self, connection: Connection) -> None:
+        """End it at once, so that nothing that was begun can be completed."""
+        self._forget(connection)
+        connection.abort()
+        self._open_for_seekers()
+
+    # -- state from the control plane ------------------------------------------------------------------------------------
+
+    def stand(self, standing: BackendStanding) -> None:
+        """Take a new standing. A backend that the operator took out keeps no idle connection."""
+        self.standing = standing
+        if standing.state in (BackendState.DRAIN, BackendState.MAINT):
+            self.retire_idle()
+
+    def retire_idle(self) -> None:
+        for connection in list(self._idle):
+            self.retire(connection)
+
+    def close(self) -> None:
+        """End every connection; transactions must have ended."""
+        for connection in [*self._connecting, *self._idle, *self._leased, *self._resetting, *self._quitting]:
+            self._forget(connection)
+            connection.abort()
+
+    def count_reply(self, phase: Phase, code: int) -> None:
+        key = (phase, code)
+        self.replies[key] = self.replies.get(key, 0) + 1
+
+    def report(self) -> BackendReport:
+        return BackendReport(
+            pool=self.settings.pool,
+            backend=self.settings.name,
+            in_flight=self.in_flight,
+            idle=len(self._idle),
+            leased=len(self._leased),
+            connecting=len(self._connecting),
+            attempts={outcome.value: count for outcome, count in self.attempts.items()},
+            replies={(phase.value, code): count for (phase, code), count in self.replies.items()},
+            reuse=dict(self.reuse),
+            final=self.final_s.copy(),
+        )
+
+    # -- owner of connections ----------------------------------------------------------------------------------------------
+
+    def connection_ready(self, connection: Connection) -> None:
+        self.reuse["new"] += 1
+        self._offer(connection)
+
+    def connection_failed(self, connection: Connection, failure: Failure) -> None:
+        self._connecting.discard(connection)
+        if self._seekers:
+            self._seekers.popleft().lease_failed(failure)
+        self._open_for_seekers()
+
+    def connection_cleared(self, connection: Connection) -> None:
+        if self._worn(connection):
+            self.retire(connection)
+        else:
+            self._offer(connection)
+
+    def connection_expired(self, connection: Connection) -> None:
+        self.retire(connection)
+
+    def connection_closed(self, connection: Connection) -> None:
+        # connection.state is CLOSED by now: look everywhere, this is rare.
+        self._forget(connection)
+        self._open_for_seekers()
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _worn(self, connection: Connection) -> bool:
+        """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
+        limits = self.settings.connections
+        return (
+            connection.transactions >= limits.max_transactions
+            or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
+            or self._runtime.deadlines.clock() - connection.born_s >= limits.max_age_s
+            or self.standing.state in (BackendState.DRAIN, BackendState.MAINT)
+        )
+
+    def _offer(self, connection: Connection) -> None:
+        """It is free: to the first who waits for such a one, else to the idle ones while there is room."""
+        for seeker in self._seekers:
+            if connection.transactions == 0 or not seeker.wants_fresh:
+                self._seekers.remove(seeker)
+                self._move(connection, State.LEASED)
+                connection.leased(seeker)
+                seeker.lease_granted(connection)
+                return
+        limits = self.settings.connections
+        if len(self._idle) >= limits.idle:
+            self.retire(connection)
+            return
+        self._move(connection, State.IDLE)
+        now = self._runtime.deadlines.clock()
+        connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
+
+    def _open_for_seekers(self) -> None:
+        while len(self._connecting) < len(self._seekers):
+            connection = Connection(
+                self.settings, hello=self._runtime.hello, deadlines=self._runtime.deadlines, owner=self
+            )
+            self._connecting.add(connection)
+            connection.open(self._runtime.loop)
+
+    def _move(self, connection: Connection, state: State) -> None:
+        self._container(connection.state).remove(connection)
+        connection.state = state
+        container = self._container(state)
+        if isinstance(container, list):
+            container.append(connection)
+        else:
+            container.add(connection)
+
+    def _container(self, state: State) -> set[Connection] | list[Connection]:
+        match state:
+            case State.LEASED:
+                return self._leased
+            case State.IDLE:
+                return self._idle
+            case State.CONNECTING:
+                return self._connecting
+            case State.RESETTING:
+                return self._resetting
+            case State.QUITTING:
+                return self._quitting
+        raise AssertionError(f"no container for {state}")
+
+    def _forget(self, connection: Connection) -> None:
+        for container in (self._connecting, self._leased, self._resetting, self._quitting):
+            container.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)

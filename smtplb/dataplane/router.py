@@ -1,0 +1,123 @@
+"""From a target to the backend of the next attempt.
+
+Owns the pools and groups of a worker, and in which order a target's pools are asked. Does not own shares (the control plane
+sends them), picks inside a pool (pool.py), or attempts (transaction.py).
+Invariant: a snapshot is applied whole; a choice is never a backend that is in `skip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.pool import Pool
+from smtplb.dataplane.runtime import Runtime
+from smtplb.messages import Snapshot
+from smtplb.observe.events import Phase
+from smtplb.policy.balance import Weighted
+from smtplb.policy.outcome import Reason
+
+
+class _Share:
+    """A pool with its share, as a candidate of the weighted policy."""
+
+    __slots__ = ("in_flight", "pool", "weight")
+
+    def __init__(self, pool: Pool, weight: int) -> None:
+        self.pool = pool
+        self.weight = weight
+        self.in_flight = 0
+
+
+class Target:
+    """A pool, or a group as the latest snapshot shares it out."""
+
+    __slots__ = ("_order", "_shares", "_sharing")
+
+    def __init__(self) -> None:
+        self._order: list[Pool] = []  # every pool, those with the largest shares first
+        self._shares: dict[str, _Share] = {}
+        self._sharing: Weighted[_Share] = Weighted()
+
+    def apply(self, shares: list[tuple[Pool, int]]) -> None:
+        kept = {}
+        for pool, share in shares:
+            name = pool.settings.name
+            old = self._shares.get(name)
+            if share > 0:
+                kept[name] = old if old is not None and old.weight == share and old.pool is pool else _Share(pool, share)
+        self._shares = kept
+        self._sharing.update(list(kept.values()))
+        # sorted() is stable: pools without a share keep the order of preference.
+        self._order = [pool for pool, _ in sorted(shares, key=lambda entry: -entry[1])]
+
+    @property
+    def pools(self) -> list[Pool]:
+        return self._order
+
+    @property
+    def usable(self) -> bool:
+        return any(pool.usable for pool in self._order)
+
+    def choose(self, skip: Collection[Backend]) -> Backend | None:
+        """The backend for the next attempt: by share first, then any usable one in order of preference, then, while
+        nothing at all is usable, one that is down or ejected."""
+        if len(self._shares) == 1:
+            first: Pool | None = next(iter(self._shares.values())).pool
+        else:
+            share = self._sharing.pick(())
+            first = share.pool if share is not None else None
+        if first is not None and (backend := first.choose(skip)) is not None:
+            return backend
+        for pool in self._order:
+            if pool is not first and (backend := pool.choose(skip)) is not None:
+                return backend
+        if self.usable:
+            return None
+        for pool in self._order:
+            if (backend := pool.choose_last_resort(skip)) is not None:
+                return backend
+        return None
+
+    def others_left(self, skip: Collection[Backend]) -> bool:
+        return any(pool.others_left(skip) for pool in self._order)
+
+    def others_or_last_resort_left(self, skip: Collection[Backend]) -> bool:
+        """A further choose() would find somebody."""
+        return self.others_left(skip) or (
+            not self.usable and any(pool.last_resort_left(skip) for pool in self._order)
+        )
+
+
+class Router:
+    """All targets by name."""
+
+    __slots__ = ("_runtime", "generation", "pools", "targets")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.pools: dict[str, Pool] = {}
+        self.targets: dict[str, Target] = {}
+        self.generation = 0
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Take a snapshot. Pools are made at the first one; later ones change standings and shares."""
+        for settings in snapshot.traffic.pools:
+            if settings.name not in self.pools:
+                self.pools[settings.name] = Pool(self._runtime, settings)
+            self.pools[settings.name].apply(snapshot.standings)
+        for name, pool in self.pools.items():
+            self.targets.setdefault(name, Target()).apply([(pool, 1)])
+        for group, shares in snapshot.shares.items():
+            self.targets.setdefault(group, Target()).apply([(self.pools[pool], share) for pool, share in shares])
+        self.generation = snapshot.generation
+
+    def lease_waited(self, pool: str, seconds: float) -> None:
+        self.pools[pool].lease_wait_s.observe(seconds)
+
+    def retried(self, pool: str, phase: Phase, reason: Reason) -> None:
+        self.pools[pool].count_retry(phase.value, reason.value)
+
+    def close(self) -> None:
+        for pool in self.pools.values():
+            pool.close()

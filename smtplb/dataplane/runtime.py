@@ -1,0 +1,45 @@
+"""What every part of a worker's data plane shares: loop, clock, event sink, our name.
+
+Owns ids and the way a bug of ours is told. Does not own any state of mail.
+Invariant: nothing here blocks; `emit` never raises into the data path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+
+from smtplb.dataplane.deadlines import Deadlines
+from smtplb.observe.events import Event, Notice
+
+
+class Runtime:
+    """One for each worker. `session_prefix` makes ids of workers and restarts differ."""
+
+    __slots__ = ("_serial", "deadlines", "emit", "hello", "loop", "session_prefix")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        emit: Callable[[Event], None],
+        *,
+        hello: bytes,
+        session_prefix: str,
+    ) -> None:
+        self.loop = loop
+        self.deadlines = deadlines
+        self.emit = emit
+        self.hello = hello
+        self.session_prefix = session_prefix
+        self._serial = 0
+
+    def new_session_id(self) -> str:
+        self._serial += 1
+        return f"{self.session_prefix}{self._serial:x}"
+
+    def bug(self, where: str, error: Exception) -> None:
+        """An exception of ours reached a transport callback: told in full to the log, never to a client."""
+        trace = "".join(traceback.format_exception(error))
+        self.emit(Notice("error", "bug", f"bug in {where}: {error!r}", {"trace": trace[-4000:]}))

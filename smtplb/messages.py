@@ -1,0 +1,164 @@
+"""What control plane and data plane tell each other. Nothing else passes between them.
+
+Owns the message types of both directions. Does not own how they travel (controlplane/link.py).
+Invariant: plain, picklable data; a receiver never keeps a reference into the sender's live state.
+
+supervisor -> worker: Snapshot, StopAccepting, DrainSessions, ReportRequest.
+worker -> supervisor: WorkerReport, SessionsDrained, and the events of observe/events.py.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from smtplb.observe.events import Event
+from smtplb.settings import TrafficSettings
+
+BackendKey = tuple[str, str]  # pool, backend
+
+
+class BackendState(StrEnum):
+    """Effective state of a backend, worst cause first when several hold (policy/health.py has the truth table)."""
+
+    MAINT = "maint"
+    DRAIN = "drain"
+    UNPROVEN = "unproven"
+    DOWN = "down"
+    EJECTED = "ejected"
+    SLOW_START = "slow-start"
+    UP = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStanding:
+    """What a worker needs to know of a backend's state.
+
+    `usable`: takes new transactions. `last_resort`: may be tried while nothing of its target is usable
+    (down or ejected, or not checked yet; never drain, maint or unproven identity: design 4.8).
+    """
+
+    state: BackendState
+    usable: bool
+    last_resort: bool
+    weight: int  # effective; 0 takes nothing while others are usable
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that decides where a transaction may go. Replaces the snapshot before it as a whole.
+
+    `standings` has an entry for each configured backend. `shares` has, for each group, (pool, share) in order of
+    preference; a share of 0 takes nothing. Generations only grow.
+    """
+
+    generation: int
+    traffic: TrafficSettings
+    standings: dict[BackendKey, BackendStanding]
+    shares: dict[str, tuple[tuple[str, int], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class StopAccepting:
+    """Close the worker's listeners; sessions go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainSessions:
+    """421 between transactions; after `within_s` transactions whose terminator has not left end too.
+
+    Those whose terminator has left have until `timeouts.final` (design 4.9). Answered by SessionsDrained.
+    """
+
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsDrained:
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRequest:
+    serial: int
+
+
+SECONDS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of durations in seconds, by upper bound; the last count is for all above the last bound."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS_BOUNDS) + 1))
+    sum_s: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        self.sum_s += seconds
+
+    def copy(self) -> Histogram:
+        return Histogram(list(self.counts), self.sum_s)
+
+    def quantile_s(self, ratio: float) -> float | None:
+        """Upper bound of the bucket in which the quantile lies, None while nothing was observed."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        seen = 0
+        for bound, count in zip(SECONDS_BOUNDS, self.counts, strict=False):
+            seen += count
+            if seen >= ratio * total:
+                return bound
+        return float(SECONDS_BOUNDS[-1])
+
+
+@dataclass(slots=True)
+class ListenerReport:
+    """Counters of one listener since the worker started. `transactions` is keyed by (pool or "", outcome)."""
+
+    listener: str
+    accepting: bool = False
+    sessions_open: int = 0
+    sessions_total: int = 0
+    message_bytes: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+    transactions: dict[tuple[str, str], int] = field(default_factory=dict)
+    durations: dict[str, Histogram] = field(default_factory=dict)  # by pool
+
+
+@dataclass(slots=True)
+class BackendReport:
+    """Counters of one backend since the worker started; in_flight, idle, leased, connecting are as of now."""
+
+    pool: str
+    backend: str
+    in_flight: int = 0
+    idle: int = 0
+    leased: int = 0
+    connecting: int = 0
+    attempts: dict[str, int] = field(default_factory=dict)  # AttemptOutcome -> count
+    replies: dict[tuple[str, int], int] = field(default_factory=dict)  # (phase, code) -> count
+    reuse: dict[str, int] = field(default_factory=dict)  # new | reused | stale -> count
+    final: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(slots=True)
+class PoolReport:
+    pool: str
+    retries: dict[tuple[str, str], int] = field(default_factory=dict)  # (phase, reason) -> count
+    lease_wait: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(slots=True)
+class WorkerReport:
+    serial: int
+    generation: int
+    listeners: list[ListenerReport]
+    pools: list[PoolReport]
+    backends: list[BackendReport]
+
+
+ToWorker = Snapshot | StopAccepting | DrainSessions | ReportRequest
+FromWorker = WorkerReport | SessionsDrained | Event

@@ -1,0 +1,146 @@
+"""What a backend's answer, or its silence, means: fault or verdict, try elsewhere or not, blame or not (design 4.4).
+
+Owns the table. Does not own what is done about it (policy/retry.py decides, dataplane/transaction.py acts).
+Invariant: the answer depends only on what the backend did; nothing that a client can choose makes a backend blamed at once.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum, auto
+
+from smtplb.smtp.replies import Reply
+
+
+class Command(StrEnum):
+    """What the backend was asked; `CONNECT` covers all before the first command about the mail."""
+
+    CONNECT = "connect"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    BODY = "block"
+    FINAL = "final"
+
+
+class Elsewhere(Enum):
+    NO = auto()
+    ANY = auto()  # any other backend, as many as the attempts allow
+    ONE_OTHER = auto()  # one other backend: a second opinion
+    NEW_CONNECTION = auto()  # the same backend again, on a connection that was never used
+
+
+class Blame(Enum):
+    NEVER = auto()
+    AT_ONCE = auto()
+    IF_OTHER_SUCCEEDS = auto()
+
+
+class Reason(StrEnum):
+    """Why an attempt ended; label of metrics and log lines. A closed set."""
+
+    OK = "ok"
+    VERDICT = "verdict"
+    CONNECT = "connect"  # no connection
+    GREETING = "greeting"  # garbled or none, or an error reply to connect or EHLO
+    BUSY = "busy"  # 421
+    STORAGE = "storage"  # 452 and 4.3.x
+    LOST = "lost"
+    TIMEOUT = "timeout"
+    GARBLED = "garbled"
+    STALE = "stale"  # a kept connection that had ended, or a policy 421 on it
+    MISFIT = "misfit"  # a 5xx about us, not about the mail
+    EARLY_REPLY = "early-reply"  # 2xx or 3xx before our terminator
+    MISMATCH = "mismatch"  # a replay got another answer than the client was given
+    CUT = "cut"  # we are stopping
+
+
+class Decision:
+    """`closing`: the backend ends the connection, or it is of no further use."""
+
+    __slots__ = ("blame", "closing", "elsewhere", "reason")
+
+    def __init__(self, elsewhere: Elsewhere, blame: Blame, reason: Reason, *, closing: bool) -> None:
+        self.elsewhere = elsewhere
+        self.blame = blame
+        self.reason = reason
+        self.closing = closing
+
+
+_VERDICT = Decision(Elsewhere.NO, Blame.NEVER, Reason.VERDICT, closing=False)
+_BUSY = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
+_POLICY_421 = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
+_STALE = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
+_STORAGE = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.STORAGE, closing=False)
+_MISFIT = Decision(Elsewhere.ANY, Blame.NEVER, Reason.MISFIT, closing=True)
+_EARLY = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.EARLY_REPLY, closing=True)
+_LOST = {
+    reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
+    for reason in (Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
+}
+_NO_CONNECTION = {
+    reason: Decision(Elsewhere.ANY, Blame.AT_ONCE, reason, closing=True)
+    for reason in (Reason.CONNECT, Reason.GREETING, Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
+}
+# A client can make a backend busy by opening sessions here: a 421 greeting is blamed only against one that answers.
+_BUSY_GREETING = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
+
+# Replies about what we sent, never about the mail (ran: a backend that demands TLS says 530 to MAIL).
+_ABOUT_US = frozenset({500, 502, 503, 504, 530, 538, 555})
+_STORAGE_DETAILS = frozenset({b"4.3.0", b"4.3.1", b"4.3.5"})
+ERRORS_BEFORE_A_421_IS_OURS = 5  # error replies on one connection, then a 421 or a close is an answer to those
+
+
+def classify_reply(
+    command: Command, reply: Reply, *, first_on_kept: bool, errors_before: int, enhanced_offered: bool = True
+) -> Decision:
+    """Decide about an error reply (4xx or 5xx) inside a transaction, before our terminator.
+
+    `first_on_kept`: it answers the first command on a connection that served another transaction before.
+    `errors_before`: error replies that this connection gave before this one. `enhanced_offered`: EHLO listed
+    ENHANCEDSTATUSCODES; without it a 501 to MAIL or RCPT is taken as being about the address, since our syntax is checked.
+    """
+    code = reply.code
+    enhanced = reply.enhanced
+    if code == 421:
+        if first_on_kept or errors_before >= ERRORS_BEFORE_A_421_IS_OURS:
+            return _STALE
+        if enhanced is not None and enhanced.startswith(b"4.7."):
+            return _POLICY_421
+        return _BUSY
+    if code < 500:
+        if enhanced in _STORAGE_DETAILS and command in (Command.MAIL, Command.RCPT, Command.DATA):
+            return _STORAGE
+        if code == 452 and (command is Command.MAIL or enhanced == b"4.3.1"):
+            return _STORAGE
+        return _VERDICT
+    if first_on_kept:
+        return _STALE  # repeated once on a fresh connection, whatever it says
+    if code in _ABOUT_US:
+        return _MISFIT
+    if code == 501 and not _about_the_address(enhanced) and (enhanced_offered or command is Command.DATA):
+        return _MISFIT
+    return _VERDICT
+
+
+def _about_the_address(enhanced: bytes | None) -> bool:
+    return enhanced is not None and (enhanced.startswith(b"5.1.") or enhanced == b"5.5.4")
+
+
+def classify_loss(reason: Reason, *, first_on_kept: bool, errors_before: int) -> Decision:
+    """Decide about a connection that ended inside a transaction, before our terminator, without a reply that says why."""
+    if reason is Reason.LOST and (first_on_kept or errors_before >= ERRORS_BEFORE_A_421_IS_OURS):
+        return _STALE
+    return _LOST[reason]
+
+
+def classify_opening(reason: Reason, reply: Reply | None) -> Decision:
+    """Decide about a connection that did not come up: nothing about the mail or the client was said yet."""
+    if reply is not None and reply.code == 421:
+        return _BUSY_GREETING
+    return _NO_CONNECTION[reason]
+
+
+EARLY_REPLY = _EARLY
+GARBLED_REPLY = _LOST[Reason.GARBLED]
+# A connection that ended while the backend owed nothing: the client's pace, not the backend's health.
+IDLE_LOSS = _STALE

@@ -1,0 +1,61 @@
+"""Every reply that we invent, one row each.
+
+Owns code, enhanced code, text and metric label of our own answers. Does not own when they are given.
+Invariant: our own trouble is 421 or 451, never 5xx (design 4.8); no host name, no exception text, nothing a client said.
+Each label is a heading in docs/problems.md where an operator can do something about it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Refusal(Enum):
+    """(code, subject.detail of the enhanced code, text, metric label). The class digit follows from the code (RFC 2034 4)."""
+
+    # What the client did.
+    LINE_TOO_LONG = (500, "5.2", "Line too long", "syntax")
+    UNKNOWN_COMMAND = (500, "5.2", "Command not recognized", "syntax")
+    BARE_NEWLINE_COMMAND = (500, "5.2", "Command lines end with CR LF", "bare-newline")
+    BAD_ARGUMENTS = (501, "5.4", "Syntax error in arguments", "syntax")
+    BAD_SENDER = (501, "1.7", "Malformed sender address", "syntax")
+    BAD_RECIPIENT = (501, "1.3", "Malformed recipient address", "syntax")
+    NOT_IMPLEMENTED = (502, "5.1", "Command not implemented", "syntax")
+    WRONG_ORDER = (503, "5.1", "Bad sequence of commands", "order")
+    NESTED_MAIL = (503, "5.1", "Nested MAIL command", "order")
+    NO_VALID_RECIPIENTS = (554, "5.1", "No valid recipients", "order")
+    UNKNOWN_PARAMETER = (555, "5.4", "Parameter not recognized or not implemented", "syntax")
+    TOO_LARGE = (552, "3.4", "Message size exceeds the limit", "message-size")
+    TOO_MANY_RECIPIENTS = (452, "5.3", "Too many recipients", "recipients")
+    NOT_ACCEPTED = (550, "7.1", "Relaying denied", "accept")
+    BARE_NEWLINE = (550, "6.0", "Message contains a bare CR or LF, or NUL", "bare-newline")
+    TOO_MANY_ERRORS = (421, "7.0", "Too many errors", "errors")
+    FOREIGN_PROTOCOL = (421, "7.0", "This is an SMTP service", "foreign-protocol")
+    IDLE = (421, "4.2", "Idle for too long", "idle")
+    # Our own trouble, and that of backends.
+    NOTHING_USABLE = (421, "3.2", "Service not available, try again later", "nothing-usable")
+    TOO_MANY_SESSIONS = (421, "3.2", "Too many sessions, try again later", "sessions")
+    SHUTTING_DOWN = (421, "3.2", "Service shutting down", "shutdown")
+    OUR_BUG = (421, "3.0", "Local error, try again later", "bug")
+    NO_BACKEND = (451, "4.1", "No mail server can take this now, try again later", "no-backend")
+    BACKEND_LOST = (451, "4.2", "Connection to the mail server was lost, try again later", "backend-lost")
+    BACKEND_MISFIT = (451, "3.5", "Mail system misconfigured, try again later", "backend-misfit")
+    REPLAY_FAILED = (451, "3.0", "Mail server changed during the transaction, try again", "replay")
+    IN_DOUBT = (451, "4.2", "No answer to the message, try again later", "in-doubt")
+    NO_RECIPIENTS_NOW = (451, "5.1", "No valid recipients now, try again later", "order")
+
+    def __init__(self, code: int, detail: str, text: str, label: str) -> None:
+        self.code = code
+        self.label = label
+        # A greeting or a session's end is a reply like any other; RFC 2034 exempts only greeting and HELO/EHLO from the code.
+        self.wire = f"{code} {code // 100}.{detail} {text}\r\n".encode("ascii")
+        self.line = self.wire[:-2]
+
+
+OK_SENDER = b"250 2.1.0 Ok\r\n"
+OK_RSET = b"250 2.0.0 Ok\r\n"
+OK_NOOP = b"250 2.0.0 Ok\r\n"
+CANNOT_VRFY = b"252 2.5.0 Cannot VRFY user, but will take mail for it\r\n"
+HELP = b"214 2.0.0 See https://www.rfc-editor.org/rfc/rfc5321\r\n"
+BYE = b"221 2.0.0 Bye\r\n"
+START_BODY = b"354 End data with <CR><LF>.<CR><LF>\r\n"
