@@ -95,7 +95,9 @@ class ListenerSettings:
     name: str
     binds: tuple[Address, ...]
     target: str  # a pool or a group: one namespace
-    accept: tuple[Condition, ...] | None = None  # None: left out, and config proved that it may be (design 4.13)
+    accept: tuple[Condition, ...] | None = (
+        None  # None: left out, and config proved that it may be (design 4.13)
+    )
     bare_newline: BareNewline = BareNewline.NORMALIZE
     limits: ListenerLimits = field(default_factory=ListenerLimits)
 

@@ -71,7 +71,9 @@ class Trouble:
 
     __slots__ = ("command", "decision", "detail", "phase", "reply")
 
-    def __init__(self, command: object, decision: Decision, phase: Phase, detail: bytes, reply: Reply | None) -> None:
+    def __init__(
+        self, command: object, decision: Decision, phase: Phase, detail: bytes, reply: Reply | None
+    ) -> None:
         self.command = command
         self.decision = decision
         self.phase = phase
@@ -204,10 +206,10 @@ class Attempt:
         self.step = Step.ENVELOPE
         trial = self._trial
         parameters = connection.capabilities.mail_parameters(trial.parameters) if trial.parameters else b""
-        group: list[tuple[object, bytes]] = [(Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters))]
-        for recipient in trial.recipients:
-            if recipient.slot.wire is None or recipient.accepted:
-                group.append((recipient, recipient.line))
+        group: list[tuple[object, bytes]] = [
+            (Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters))
+        ]
+        group.extend((r, r.line) for r in trial.recipients if r.slot.wire is None or r.accepted)
         self._due = len(group) - 1
         connection.transaction_open = True
         connection.send(group)

@@ -53,7 +53,9 @@ class Backend:
         self.settings = settings
         self.budget = budget
         self.key: BackendKey = settings.key
-        self.standing = BackendStanding(BackendState.UNPROVEN, usable=False, last_resort=True, weight=settings.weight)
+        self.standing = BackendStanding(
+            BackendState.UNPROVEN, usable=False, last_resort=True, weight=settings.weight
+        )
         self._connecting: set[Connection] = set()
         self._idle: list[Connection] = []  # a stack: the last used is used first, the others may expire
         self._leased: set[Connection] = set()

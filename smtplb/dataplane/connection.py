@@ -127,7 +127,9 @@ class Connection(asyncio.Protocol):
         "transactions",
     )
 
-    def __init__(self, settings: BackendSettings, *, hello: bytes, deadlines: Deadlines, owner: Owner) -> None:
+    def __init__(
+        self, settings: BackendSettings, *, hello: bytes, deadlines: Deadlines, owner: Owner
+    ) -> None:
         # for life
         self.settings = settings
         self.owner = owner
@@ -137,7 +139,9 @@ class Connection(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._reader = ReplyReader()
         self._fifo: deque[object] = deque()
-        self._unsent: deque[tuple[object, bytes]] = deque()  # commands that wait, at a backend without PIPELINING
+        self._unsent: deque[tuple[object, bytes]] = (
+            deque()
+        )  # commands that wait, at a backend without PIPELINING
         self.state = State.CONNECTING
         self._phase = Phase.CONNECT
         self.deadline_s = NEVER

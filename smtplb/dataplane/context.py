@@ -89,6 +89,8 @@ class ListenerContext:
             sessions_total=self.sessions_total,
             message_bytes=self.message_bytes,
             refusals=dict(self.refusals),
-            transactions={(pool, outcome.value): count for (pool, outcome), count in self.transactions.items()},
+            transactions={
+                (pool, outcome.value): count for (pool, outcome), count in self.transactions.items()
+            },
             durations={pool: histogram.copy() for pool, histogram in self.durations_s.items()},
         )

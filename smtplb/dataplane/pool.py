@@ -18,7 +18,17 @@ from smtplb.settings import PoolSettings
 class Pool:
     """Tiers: usable with weight; usable backups; usable with weight 0. Apart: those to be tried when all else is down."""
 
-    __slots__ = ("_balancer", "_first", "_last_resort", "_later", "_runtime", "backends", "lease_wait_s", "retries", "settings")
+    __slots__ = (
+        "_balancer",
+        "_first",
+        "_last_resort",
+        "_later",
+        "_runtime",
+        "backends",
+        "lease_wait_s",
+        "retries",
+        "settings",
+    )
 
     def __init__(self, runtime: Runtime, settings: PoolSettings) -> None:
         self._runtime = runtime
@@ -46,7 +56,9 @@ class Pool:
         filled = [tier for tier in tiers if tier]
         self._first = filled[0] if filled else []
         self._later = [b for tier in filled[1:] for b in tier]
-        self._last_resort = [b for b in self.backends.values() if b.standing.last_resort and not b.standing.usable]
+        self._last_resort = [
+            b for b in self.backends.values() if b.standing.last_resort and not b.standing.usable
+        ]
         # A tier of weight 0 only: all alike. The policies want weights above 0.
         self._balancer.update([b for b in self._first if b.weight > 0])
 
@@ -84,7 +96,9 @@ class Pool:
         self.retries[key] = self.retries.get(key, 0) + 1
 
     def report(self) -> PoolReport:
-        return PoolReport(pool=self.settings.name, retries=dict(self.retries), lease_wait=self.lease_wait_s.copy())
+        return PoolReport(
+            pool=self.settings.name, retries=dict(self.retries), lease_wait=self.lease_wait_s.copy()
+        )
 
     def close(self) -> None:
         for backend in self.backends.values():

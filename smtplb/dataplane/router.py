@@ -45,7 +45,11 @@ class Target:
             name = pool.settings.name
             old = self._shares.get(name)
             if share > 0:
-                kept[name] = old if old is not None and old.weight == share and old.pool is pool else _Share(pool, share)
+                kept[name] = (
+                    old
+                    if old is not None and old.weight == share and old.pool is pool
+                    else _Share(pool, share)
+                )
         self._shares = kept
         self._sharing.update(list(kept.values()))
         # sorted() is stable: pools without a share keep the order of preference.
@@ -109,7 +113,9 @@ class Router:
         for name, pool in self.pools.items():
             self.targets.setdefault(name, Target()).apply([(pool, 1)])
         for group, shares in snapshot.shares.items():
-            self.targets.setdefault(group, Target()).apply([(self.pools[pool], share) for pool, share in shares])
+            self.targets.setdefault(group, Target()).apply(
+                [(self.pools[pool], share) for pool, share in shares]
+            )
         self.generation = snapshot.generation
 
     def lease_waited(self, pool: str, seconds: float) -> None:

@@ -325,9 +325,7 @@ class Session(asyncio.Protocol):
         if verb is None:
             self._unknown(token)
             return
-        if verb.argument == "forbidden" and argument:
-            self._refuse(Refusal.BAD_ARGUMENTS)
-        elif verb.argument == "required" and not argument:
+        if (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
             self._refuse(Refusal.BAD_ARGUMENTS)
         elif self._phase not in verb.phases:
             self._out_of_order(verb)
@@ -412,7 +410,9 @@ class Session(asyncio.Protocol):
         size = transaction.parameters.get(b"SIZE")
         return routing.accepts(
             conditions,
-            routing.Facts(self._client, self.helo, transaction.sender, path, int(size) if size is not None else None),
+            routing.Facts(
+                self._client, self.helo, transaction.sender, path, int(size) if size is not None else None
+            ),
         )
 
     def _data(self, argument: bytes) -> None:

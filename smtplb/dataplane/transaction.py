@@ -101,7 +101,9 @@ class Transaction:
         self.refused = 0
         self.ended = False
         self._slot: ReplySlot | None = None  # of DATA, then of the final reply
-        self._answer: bytes | None = None  # no attempt is left: what the client hears to all that follows (design 4.8)
+        self._answer: bytes | None = (
+            None  # no attempt is left: what the client hears to all that follows (design 4.8)
+        )
         self._relay: Relay | None = None  # from the first 354 on
         self._attempts = Attempts(context.attempts)
         self._skip: list[Backend] = []  # asked already
@@ -222,7 +224,8 @@ class Transaction:
             self._context,
             self,
             backend,
-            budget_end_s=self._asked_s + (backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s),
+            budget_end_s=self._asked_s
+            + (backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s),
             others_left=attempts.count < attempts.limit and self._context.target.others_left(self._skip),
             wants_fresh=wants_fresh,
         )
@@ -243,11 +246,9 @@ class Transaction:
         self._phase = trouble.phase
         has_reply = trouble.reply is not None
         following = self._attempts.after(attempt.backend.key, trouble.command, decision, has_reply=has_reply)
-        if following is Next.SAME_FRESH and not self._can_repeat():
-            following = Attempts.without_other(decision, has_reply=has_reply)
-        elif following is Next.OTHER and not (
+        if (following is Next.SAME_FRESH and not self._can_repeat()) or (following is Next.OTHER and not (
             self._can_repeat() and self._context.target.others_or_last_resort_left(self._skip)
-        ):
+        )):
             following = Attempts.without_other(decision, has_reply=has_reply)
         command = trouble.command
         if following is Next.RELAY and isinstance(command, Recipient) and command.accepted:
@@ -256,17 +257,23 @@ class Transaction:
             self._relay_words(trouble)
         else:
             outcome = AttemptOutcome.REPLACED if following is Next.SAME_FRESH else AttemptOutcome.FAULT
-            self._tell_failed(outcome, trouble.phase, decision.reason, trouble.detail, decision.blame is Blame.AT_ONCE)
+            self._tell_failed(
+                outcome, trouble.phase, decision.reason, trouble.detail, decision.blame is Blame.AT_ONCE
+            )
             self._leave(closing=decision.closing)
             if following is Next.GIVE_UP:
                 self._stick(_REFUSAL_OF.get(decision.reason, Refusal.NO_BACKEND).wire)
             else:
-                self._next_attempt(attempt.backend, trouble.phase, decision.reason, fresh=following is Next.SAME_FRESH)
+                self._next_attempt(
+                    attempt.backend, trouble.phase, decision.reason, fresh=following is Next.SAME_FRESH
+                )
 
     def _next_attempt(self, failed: Backend, phase: Phase, reason: Reason, *, fresh: bool) -> None:
         self._context.router.retried(failed.settings.pool, phase, reason)
         if self.in_body and self._client is not None:
-            self._client.backend_writable(False)  # the client's body waits until the new attempt has caught up
+            self._client.backend_writable(
+                False
+            )  # the client's body waits until the new attempt has caught up
         if fresh:
             failed.reuse["stale"] += 1
             self._begin(failed, wants_fresh=True)
@@ -405,7 +412,9 @@ class Transaction:
             relay.send(last_chunk)  # an attempt is coming up: it gets all of it
             if not relay.replayable:
                 self._leave(closing=False)
-                self._answer_and_end(Refusal.BACKEND_LOST.wire, "backend lost, message too large to send again")
+                self._answer_and_end(
+                    Refusal.BACKEND_LOST.wire, "backend lost, message too large to send again"
+                )
 
     def _finish(self, relay: Relay, last_chunk: bytes) -> None:
         assert self._attempt is not None
@@ -438,7 +447,9 @@ class Transaction:
         self._phase = Phase.FINAL
         self._tell_failed(AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail, False)
         self._leave(closing=True)
-        self._answer_and_end(Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT)
+        self._answer_and_end(
+            Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
+        )
 
     # -- the end -----------------------------------------------------------------------------------------------------------
 
@@ -481,12 +492,16 @@ class Transaction:
 
     # -- telling about attempts ------------------------------------------------------------------------------------------------
 
-    def _tell_failed(self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool) -> None:
+    def _tell_failed(
+        self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool
+    ) -> None:
         assert self._backend is not None
         self._backend.attempts[outcome] += 1
         self._emit_failed(outcome, phase, reason, detail, blamed)
 
-    def _emit_failed(self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool) -> None:
+    def _emit_failed(
+        self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool
+    ) -> None:
         backend = self._backend
         assert backend is not None
         self._context.runtime.emit(
@@ -505,7 +520,11 @@ class Transaction:
         if blamed:
             self._context.runtime.emit(
                 BackendBlamed(
-                    backend.settings.pool, backend.settings.name, self._session_id, self._client_text, reason.value
+                    backend.settings.pool,
+                    backend.settings.name,
+                    self._session_id,
+                    self._client_text,
+                    reason.value,
                 )
             )
 

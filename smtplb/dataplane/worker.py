@@ -17,8 +17,16 @@ from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router
 from smtplb.dataplane.runtime import Runtime
-from smtplb.messages import DrainSessions, FromWorker, ReportRequest, SessionsDrained, Snapshot, StopAccepting, ToWorker
-from smtplb.messages import WorkerReport
+from smtplb.messages import (
+    DrainSessions,
+    FromWorker,
+    ReportRequest,
+    SessionsDrained,
+    Snapshot,
+    StopAccepting,
+    ToWorker,
+    WorkerReport,
+)
 from smtplb.settings import TrafficSettings
 
 

@@ -132,4 +132,6 @@ class Notice:
     fields: dict[str, str | int | float] = field(default_factory=dict)
 
 
-Event = TransactionEnded | AttemptFailed | BackendBlamed | SessionEnded | BackendChanged | GroupShifted | Notice
+Event = (
+    TransactionEnded | AttemptFailed | BackendBlamed | SessionEnded | BackendChanged | GroupShifted | Notice
+)

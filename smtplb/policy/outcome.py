@@ -87,7 +87,9 @@ _BUSY_GREETING = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, c
 # Replies about what we sent, never about the mail (ran: a backend that demands TLS says 530 to MAIL).
 _ABOUT_US = frozenset({500, 502, 503, 504, 530, 538, 555})
 _STORAGE_DETAILS = frozenset({b"4.3.0", b"4.3.1", b"4.3.5"})
-ERRORS_BEFORE_A_421_IS_OURS = 5  # error replies on one connection, then a 421 or a close is an answer to those
+ERRORS_BEFORE_A_421_IS_OURS = (
+    5  # error replies on one connection, then a 421 or a close is an answer to those
+)
 
 
 def classify_reply(

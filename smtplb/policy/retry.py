@@ -94,7 +94,9 @@ class Attempts:
         return proven
 
 
-def attempt_deadline_s(now: float, phase_timeout_s: float, budget_end_s: float, *, others_left: bool) -> float:
+def attempt_deadline_s(
+    now: float, phase_timeout_s: float, budget_end_s: float, *, others_left: bool
+) -> float:
     """When an attempt that waits in a phase is given up (design 4.14).
 
     Cut to what is left of the client's budget, and to half of it while another backend is untried.

@@ -69,7 +69,9 @@ def holds(condition: Condition, facts: Facts) -> bool:
         return False
     if condition.sender is not None and _text(facts.sender) not in condition.sender:
         return False
-    if condition.sender_domain is not None and not matches_domain(condition.sender_domain, domain_of(facts.sender)):
+    if condition.sender_domain is not None and not matches_domain(
+        condition.sender_domain, domain_of(facts.sender)
+    ):
         return False
     if condition.recipient is not None and _text(facts.recipient) not in condition.recipient:
         return False
@@ -94,7 +96,8 @@ def accepts(conditions: tuple[Condition, ...] | None, facts: Facts) -> bool:
         return True
     routed = names_a_route(facts.recipient)
     return any(
-        not (routed and condition.recipient_domain is not None) and holds(condition, facts) for condition in conditions
+        not (routed and condition.recipient_domain is not None) and holds(condition, facts)
+        for condition in conditions
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
-MAX_PATH_BYTES = 512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
+MAX_PATH_BYTES = (
+    512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
+)
 
 # Outside quotes: no blank, control, quote, backslash, angle bracket. A backslash there is an escape to some and not to others.
 _PLAIN = rb"[!#-;=?-\[\]-~]"
@@ -54,7 +56,7 @@ def _one_reading(path: bytes) -> bool:
 
 def domain_of(path: bytes) -> bytes:
     """The final domain in lower case, without a trailing dot; b"" if there is none. `path` has passed parse_path."""
-    mailbox, at, domain = path.rpartition(b"@")
+    _, at, domain = path.rpartition(b"@")
     if not at or domain.endswith(b'"'):  # an @ inside a quoted local part without a domain
         return b""
     return domain.lower().removesuffix(b".")

@@ -37,7 +37,9 @@ class BodyReader:
     __slots__ = ("_held", "_line_start", "ended", "lawless", "raw_bytes")
 
     def __init__(self) -> None:
-        self._held = b""  # a suffix that may still become part of a line end or of the terminator: CR, dot, dot CR
+        self._held = (
+            b""  # a suffix that may still become part of a line end or of the terminator: CR, dot, dot CR
+        )
         self._line_start = _AFTER_CRLF  # the CRLF behind DATA counts (RFC 5321 4.1.1.4)
         self.ended = False
         self.lawless = False

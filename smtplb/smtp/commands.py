@@ -11,7 +11,9 @@ from enum import Enum, Flag, auto
 
 from smtplb.smtp.address import parse_path
 
-MAX_COMMAND_LINE_BYTES = 2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
+MAX_COMMAND_LINE_BYTES = (
+    2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
+)
 MAX_SIZE_DIGITS = 20  # RFC 1870 4: size-value = 1*20DIGIT
 
 
@@ -55,9 +57,9 @@ class Verb(Enum):
 
 
 # Known, not offered: 502 (RFC 5321 4.2.4), while anything else is 500.
-NOT_IMPLEMENTED = frozenset({b"EXPN", b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL"}) | frozenset(
-    {b"AUTH", b"STARTTLS", b"BDAT", b"XCLIENT", b"XFORWARD"}
-)
+NOT_IMPLEMENTED = frozenset(
+    {b"EXPN", b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL"}
+) | frozenset({b"AUTH", b"STARTTLS", b"BDAT", b"XCLIENT", b"XFORWARD"})
 # A browser made to speak to us (ALPACA, CVE-2021-3618): the session ends at the first of these.
 FOREIGN = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"CONNECT", b"PATCH", b"TRACE"})
 
