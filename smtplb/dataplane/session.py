@@ -1,55 +1,30 @@
-"""One client connection from accept to close: its commands, the order of its replies, its deadline.
+"""One client connection from accept to close: its input, the order of its replies, its deadline.
 
-Owns the transport, the input that was not looked at yet, the reply slots, the error count. Does not own a message's way
-(transaction.py), what the listener allows (listener.py), or the grammar (smtp/).
-Invariant: replies leave in the order of the commands, one write per turn; while a reply other than to a RCPT is due, no
-further command is looked at; input held meanwhile is bounded.
+Owns the transport, the input that was not looked at yet, the reply slots, the error count. Does not own what commands mean
+(dialogue.py), a message's way (transaction.py), or admission (listener.py).
+Invariant: replies leave in the order of the commands, one write per turn; while a reply is due, only RCPT lines are looked at,
+and behind DATA and the end of data nothing is; input held meanwhile is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from enum import Enum, auto
 from ipaddress import ip_address
 from typing import Protocol, cast
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
-from smtplb.dataplane.transaction import Transaction
+from smtplb.dataplane.dialogue import Dialogue
 from smtplb.observe.events import SessionEnded
-from smtplb.policy import refusal, routing
 from smtplb.policy.refusal import Refusal
-from smtplb.smtp.commands import (
-    FOREIGN,
-    MAX_COMMAND_LINE_BYTES,
-    NOT_IMPLEMENTED,
-    VERBS,
-    Phase,
-    SyntaxFault,
-    Verb,
-    parse_hello,
-    parse_mail,
-    parse_rcpt,
-    split_line,
-)
+from smtplb.policy.routing import ClientAddress
+from smtplb.smtp.commands import MAX_COMMAND_LINE_BYTES
 
 MAX_HELD_BYTES = 64 * 1024  # input kept while a reply is due; then the socket is not read
 MAX_SLOTS = 1000  # replies due at once; more pipelined RCPTs wait in the input
-
-_FAULT_REFUSALS = {
-    SyntaxFault.ARGUMENTS: Refusal.BAD_ARGUMENTS,
-    SyntaxFault.PARAMETER: Refusal.UNKNOWN_PARAMETER,
-    SyntaxFault.PARAMETER_VALUE: Refusal.BAD_ARGUMENTS,
-}
-
-
-class Mode(Enum):
-    COMMANDS = auto()
-    BODY = auto()
-    WAITING = auto()  # for the answer to DATA or to the end of data
-    CLOSING = auto()  # the last reply was written
+LINGER_S = 30.0  # for a client to read our last words
 
 
 class House(Protocol):
@@ -67,54 +42,49 @@ class Session(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
-        "_client",
+        "_barrier",
+        "_closing",
         "_context",
+        "_dialogue",
+        "_end_reason",
         "_errors",
-        "_greeted",
         "_held",
         "_house",
-        "_mode",
         "_out",
         "_reading_paused",
         "_skipping_line",
         "_slots",
         "_started_s",
-        "_transaction",
         "_transport",
         "_writing_paused",
+        "client",
         "client_text",
         "deadline_bucket",
         "deadline_s",
         "draining",
-        "end_reason",
         "half_closed",
-        "helo",
         "id",
-        "transactions",
     )
 
     def __init__(self, house: House) -> None:
         # for life
         self._house = house
         self._context = house.context
+        self._dialogue = Dialogue(house.context, self)
         self._transport: asyncio.Transport | None = None
-        self._client: routing.ClientAddress | None = None
+        self.client: ClientAddress | None = None
         self.client_text = ""
         self.id = ""
         self._started_s = 0.0
         self._errors = 0
-        self.transactions = 0
-        self.end_reason = ""
+        self._end_reason = ""
         self.draining = False
-        # of the protocol
-        self.helo = b""
-        self._greeted = False
-        self._mode = Mode.COMMANDS
-        self._transaction: Transaction | None = None
+        self._closing = False  # the last reply was given; nothing more is read
         # of input and output
         self._held = b""
         self._skipping_line = False
         self._slots: list[ReplySlot] | None = None
+        self._barrier = False  # a slot is due behind which nothing is read
         self._out: list[bytes] = []
         self.half_closed = False
         self._reading_paused = False
@@ -122,7 +92,7 @@ class Session(asyncio.Protocol):
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
-    # -- transport callbacks -----------------------------------------------------------------------------------------------
+    # -- transport callbacks -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context = self._context
@@ -138,21 +108,21 @@ class Session(asyncio.Protocol):
         context.sessions_total += 1
         refused = self._house.admit(self)
         if refused is not None:
-            self._end_with(refused)
+            self.close_with(refused)
         else:
             self._out.append(context.greeting_wire)
-            self._flush()
             self._expect_input()
+        self._flush()
 
     def _set_client(self, peername: tuple[str, int] | None) -> None:
         if peername:
             host = peername[0].partition("%")[0]  # a scope is not part of the address
-            self._client = ip_address(host)
+            self.client = ip_address(host)
             self.client_text = host
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._mode is Mode.CLOSING:
+            if self._closing:
                 return
             if self._held:
                 data = self._held + data
@@ -164,35 +134,28 @@ class Session(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has sent all it will. What came before is still answered (design 4.6)."""
-        try:
-            self.half_closed = True
-            self._advance()
-            self._flush()
-        except Exception as error:
-            self._bug(error)
-        return self._mode is not Mode.CLOSING
+        self.half_closed = True
+        self.turn()
+        return not self._closing
 
     def connection_lost(self, error: Exception | None) -> None:
-        transaction, self._transaction = self._transaction, None
-        self._context.runtime.deadlines.disarm(self)
-        was_closing = self._mode is Mode.CLOSING
-        self._mode = Mode.CLOSING
-        if transaction is not None:
-            try:
-                transaction.client_gone("client lost")
-            except Exception as bug:
-                self._context.runtime.bug("session", bug)
-        if not was_closing:
-            self.end_reason = "client lost"
-        self._house.session_over(self)
         context = self._context
+        context.runtime.deadlines.disarm(self)
+        if not self._closing:
+            self._end_reason = "client lost"
+            self._closing = True
+        try:
+            self._dialogue.client_gone("client lost")
+        except Exception as bug:
+            context.runtime.bug("session", bug)
+        self._house.session_over(self)
         context.runtime.emit(
             SessionEnded(
                 listener=context.name,
                 session_id=self.id,
                 client=self.client_text,
-                reason=self.end_reason,
-                transactions=self.transactions,
+                reason=self._end_reason,
+                transactions=self._dialogue.transactions,
                 duration_s=context.runtime.deadlines.clock() - self._started_s,
             )
         )
@@ -207,16 +170,15 @@ class Session(asyncio.Protocol):
         self.turn()
 
     def deadline_passed(self, now: float) -> None:
-        if self._mode is Mode.CLOSING:
-            assert self._transport is not None
-            self._transport.abort()  # the client never read our last words
-        elif self._waits_for_us and not self._writing_paused:
-            self._expect_input()
+        if self._closing:
+            self.abort()  # the client never read our last words
+        elif self._reply_due and not self._writing_paused:
+            self._expect_input()  # it waits for us, not we for it
         else:
-            self._close_with(Refusal.IDLE)
+            self.close_with(Refusal.IDLE)
             self._flush()
 
-    # -- what transaction and listener ask -----------------------------------------------------------------------------------
+    # -- what transaction and listener ask -----------------------------------------------------------------------
 
     def turn(self) -> None:
         """A transaction filled slots, or wants the body: write, and go on reading."""
@@ -228,313 +190,152 @@ class Session(asyncio.Protocol):
 
     def backend_writable(self, writable: bool) -> None:
         """Flow control for the body: coupled, so that nobody's memory holds what the other cannot take."""
-        assert self._transport is not None
-        if self._mode is Mode.BODY and writable is self._reading_paused:
+        if self._transport is not None and writable is self._reading_paused and self._dialogue.in_body:
             self._reading_paused = not writable
             (self._transport.resume_reading if writable else self._transport.pause_reading)()
 
     def drain(self) -> None:
         """End between transactions: now, or when the present one has its final reply (design 4.9)."""
         self.draining = True
-        if self._transaction is None and self._mode is Mode.COMMANDS:
-            self._close_with(Refusal.SHUTTING_DOWN)
+        if self._dialogue.transaction is None and not self._closing and not self._slots:
+            self.close_with(Refusal.SHUTTING_DOWN)
             self._flush()
 
     def cut(self) -> None:
         """The time for transactions is over; one whose terminator left may still get its reply."""
-        transaction = self._transaction
-        if self._mode is Mode.CLOSING or (transaction is not None and transaction.terminator_left):
-            return
-        if transaction is not None:
-            transaction.cut()
-            self._transaction = None
-        self._slots = None
-        self._close_with(Refusal.SHUTTING_DOWN)
-        self._flush()
+        if not self._closing and self._dialogue.cut():
+            self.close_with(Refusal.SHUTTING_DOWN)
+            self._flush()
 
     def abort(self) -> None:
-        """End at once, without a word: only when the process ends."""
+        """End at once, without a word."""
         if self._transport is not None:
             self._transport.abort()
 
-    # -- reading -------------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------
 
     @property
-    def _closing(self) -> bool:
-        return self._mode is Mode.CLOSING
-
-    @property
-    def _waits_for_us(self) -> bool:
-        return self._mode is Mode.WAITING or bool(self._slots) or self._reading_paused
+    def _reply_due(self) -> bool:
+        return bool(self._slots) or (self._reading_paused and self._dialogue.in_body)
 
     def _read(self, data: bytes) -> None:
         """Take input apart as far as it may be looked at now; hold the rest."""
         at = 0
-        while at < len(data):
-            if self._mode is Mode.BODY:
-                data, at = self._body(data[at:] if at else data), 0
+        while at < len(data) and not self._barrier and not self._closing and not self._writing_paused:
+            if self._dialogue.in_body:
+                data, at = self._dialogue.body(data[at:] if at else data), 0
+                self._expect_input()
                 continue
-            if self._mode is not Mode.COMMANDS or self._writing_paused:
-                break
             end = data.find(b"\n", at)
             if end < 0:
                 if len(data) - at >= MAX_COMMAND_LINE_BYTES:
                     self._skipping_line = True
                     at = len(data)
                 break
-            if self._slots and not self._may_overtake(data, at):
-                break
+            if self._slots and not (len(self._slots) < MAX_SLOTS and data[at : at + 4].upper() == b"RCPT"):
+                break  # only RCPT may follow a RCPT whose reply is due
             line = data[at:end]
             at = end + 1
-            if self._skipping_line:
-                self._skipping_line = False
-                self._refuse(Refusal.LINE_TOO_LONG)
-            elif len(line) >= MAX_COMMAND_LINE_BYTES:
-                self._refuse(Refusal.LINE_TOO_LONG)
-            else:
-                self._line(line)
-        if self._mode is not Mode.CLOSING:
+            self._line(line)
+        if not self._closing:
             self._held = data[at:] if at else data
             self._set_reading()
 
-    def _may_overtake(self, data: bytes, at: int) -> bool:
-        """Only RCPT may follow a RCPT whose reply is due; everything else waits for what came before it."""
-        slots = self._slots
-        return slots is not None and len(slots) < MAX_SLOTS and data[at : at + 4].upper() == b"RCPT"
-
-    def _body(self, data: bytes) -> bytes:
-        transaction = self._transaction
-        assert transaction is not None
-        rest = transaction.body(data)
-        if transaction.in_body:
-            self._expect_input()
-        else:
-            self._mode = Mode.WAITING
-            self._await(transaction.slot)
-            self._advance_slots()
-        return rest
-
     def _line(self, line: bytes) -> None:
-        if line.endswith(b"\r"):
-            line = line[:-1]
+        if self._skipping_line or len(line) >= MAX_COMMAND_LINE_BYTES:
+            self._skipping_line = False
+            self.refuse(Refusal.LINE_TOO_LONG)
+        elif line.endswith(b"\r"):
+            self._dialogue.line(line[:-1])
         elif self._context.rejects_bare_newline:
-            self._refuse(Refusal.BARE_NEWLINE_COMMAND)
-            return
-        token, argument = split_line(line)
-        verb = VERBS.get(token)
-        if verb is None:
-            self._unknown(token)
-            return
-        if (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
-            self._refuse(Refusal.BAD_ARGUMENTS)
-        elif self._phase not in verb.phases:
-            self._out_of_order(verb)
+            self.refuse(Refusal.BARE_NEWLINE_COMMAND)
         else:
-            _HANDLERS[verb](self, argument)
-        if self._mode is Mode.COMMANDS:
+            self._dialogue.line(line)
+        if not self._closing:
             self._expect_input()
 
-    @property
-    def _phase(self) -> Phase:
-        if self._transaction is not None:
-            return Phase.RCPT if self._transaction.recipients else Phase.MAIL
-        return Phase.READY if self._greeted else Phase.GREETED
+    # -- replies (Channel) ---------------------------------------------------------------------------------------
 
-    def _unknown(self, token: bytes) -> None:
-        if token in FOREIGN:
-            self._close_with(Refusal.FOREIGN_PROTOCOL)
-        elif token in NOT_IMPLEMENTED:
-            self._refuse(Refusal.NOT_IMPLEMENTED)
-        else:
-            self._refuse(Refusal.UNKNOWN_COMMAND)
-
-    def _out_of_order(self, verb: Verb) -> None:
-        if verb is Verb.MAIL and self._transaction is not None:
-            self._refuse(Refusal.NESTED_MAIL)
-        else:
-            self._refuse(Refusal.WRONG_ORDER)
-
-    # -- commands ------------------------------------------------------------------------------------------------------------
-
-    def _hello(self, argument: bytes, wire: bytes) -> None:
-        name = parse_hello(argument)
-        if isinstance(name, SyntaxFault):
-            self._refuse(Refusal.BAD_ARGUMENTS)
-            return
-        self._reset("new HELO or EHLO")
-        self.helo = name
-        self._greeted = True
-        self._answer(wire)
-
-    def _helo(self, argument: bytes) -> None:
-        self._hello(argument, self._context.hello_wire)
-
-    def _ehlo(self, argument: bytes) -> None:
-        self._hello(argument, self._context.ehlo_wire)
-
-    def _mail(self, argument: bytes) -> None:
-        parsed = parse_mail(argument)
-        if isinstance(parsed, SyntaxFault):
-            self._refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_SENDER))
-            return
-        sender, parameters = parsed
-        limit = self._context.message_size_limit_bytes
-        size = parameters.get(b"SIZE")
-        if limit is not None and size is not None and int(size) > limit:
-            self._refuse(Refusal.TOO_LARGE)
-            return
-        self.transactions += 1
-        self._transaction = Transaction(self._context, self, self.transactions, sender, parameters)
-        self._answer(refusal.OK_SENDER)
-
-    def _rcpt(self, argument: bytes) -> None:
-        transaction = self._transaction
-        assert transaction is not None
-        path = parse_rcpt(argument)
-        if isinstance(path, SyntaxFault):
-            self._refuse(_FAULT_REFUSALS.get(path, Refusal.BAD_RECIPIENT))
-        elif not self._accepts(transaction, path):
-            self._refuse(Refusal.NOT_ACCEPTED)
-        elif len(transaction.recipients) - transaction.refused >= self._context.settings.limits.recipients:
-            self._refuse(Refusal.TOO_MANY_RECIPIENTS)
-        else:
-            slot = ReplySlot()
-            transaction.recipient(path, slot)
-            self._await(slot)
-            self._advance_slots()
-
-    def _accepts(self, transaction: Transaction, path: bytes) -> bool:
-        conditions = self._context.settings.accept
-        if conditions is None:
-            return True
-        size = transaction.parameters.get(b"SIZE")
-        return routing.accepts(
-            conditions,
-            routing.Facts(
-                self._client, self.helo, transaction.sender, path, int(size) if size is not None else None
-            ),
-        )
-
-    def _data(self, argument: bytes) -> None:
-        transaction = self._transaction
-        assert transaction is not None
-        slot = ReplySlot()
-        self._mode = Mode.WAITING
-        transaction.data(slot)
-        self._await(slot)
-        self._advance_slots()
-
-    def _rset(self, argument: bytes) -> None:
-        self._reset("RSET")
-        self._answer(refusal.OK_RSET)
-
-    def _noop(self, argument: bytes) -> None:
-        self._answer(refusal.OK_NOOP)
-
-    def _vrfy(self, argument: bytes) -> None:
-        self._answer(refusal.CANNOT_VRFY)
-
-    def _help(self, argument: bytes) -> None:
-        self._answer(refusal.HELP)
-
-    def _quit(self, argument: bytes) -> None:
-        self._reset("QUIT")
-        self._answer(refusal.BYE)
-        self._close("QUIT")
-
-    def _reset(self, cause: str) -> None:
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            transaction.reset(cause)
-
-    # -- replies -------------------------------------------------------------------------------------------------------------
-
-    def _answer(self, wire: bytes) -> None:
+    def answer(self, wire: bytes) -> None:
         """A reply of ours: at once, or behind those that are due."""
         if self._slots:
             self._slots.append(ReplySlot(wire))
         else:
-            self._out.append(wire)
+            self._give(wire)
 
-    def _refuse(self, row: Refusal) -> None:
+    def refuse(self, row: Refusal) -> None:
         self._context.refused(row.label)
-        self._answer(row.wire)
-        if not self._slots:
-            self._count_error()
+        self.answer(row.wire)
 
-    def _await(self, slot: ReplySlot) -> None:
+    def await_reply(self, slot: ReplySlot, *, barrier: bool) -> None:
+        if slot.wire is not None and not self._slots:
+            self._give(slot.wire)
+            self._settle()
+            return
         if self._slots is None:
             self._slots = []
         self._slots.append(slot)
+        self._barrier = barrier
+
+    def _give(self, wire: bytes) -> None:
+        """Write it at the end of the turn; errors are counted here, the backends' as well as ours."""
+        self._out.append(wire)
+        if wire[:1] == b"5":
+            self._errors += 1
+            if self._errors >= self._context.settings.limits.errors and not self._dialogue.in_body:
+                self.close_with(Refusal.TOO_MANY_ERRORS)
 
     def _advance(self) -> None:
         """After something was filled, resumed or ended: give out replies, then read on from what was held."""
-        if self._mode is Mode.CLOSING:
+        if self._closing:
             return
-        self._advance_slots()
-        if self._held and not self._waits_for_us:
+        slots = self._slots
+        if slots:
+            given = 0
+            while given < len(slots) and (wire := slots[given].wire) is not None and not self._closing:
+                given += 1
+                self._give(wire)
+            if given < len(slots):
+                del slots[:given]
+            else:
+                self._slots = None
+                self._barrier = False
+                self._settle()
+        if self._held and not self._barrier:
             held, self._held = self._held, b""
             self._read(held)
         else:
             self._set_reading()
-        if self.half_closed and not self._closing and not self._waits_for_us:
+        if self.half_closed and not self._reply_due:
             self._client_left()
-
-    def _advance_slots(self) -> None:
-        """Give out what is filled, in order; then see what the transaction wants."""
-        slots = self._slots
-        if slots is None:
-            return
-        given = 0
-        for slot in slots:
-            if slot.wire is None:
-                break
-            self._out.append(slot.wire)
-            if slot.wire[:1] == b"5":
-                self._errors += 1
-            given += 1
-        if given == len(slots):
-            self._slots = None
-            self._settle()
-        elif given:
-            del slots[:given]
 
     def _settle(self) -> None:
         """Every reply was given out."""
-        transaction = self._transaction
-        if transaction is not None and transaction.ended:
-            self._transaction = transaction = None
-        if transaction is not None and transaction.in_body:
-            self._mode = Mode.BODY
-        elif self._mode is Mode.WAITING:
-            self._mode = Mode.COMMANDS
-        self._count_error(0)
-        if self._mode is Mode.COMMANDS and self.draining and self._transaction is None:
-            self._close_with(Refusal.SHUTTING_DOWN)
-        if self._mode is not Mode.CLOSING:
+        self._dialogue.settle()
+        if self._closing:
+            return
+        if self.draining and self._dialogue.transaction is None:
+            self.close_with(Refusal.SHUTTING_DOWN)
+        else:
             self._expect_input()
-
-    def _count_error(self, more: int = 1) -> None:
-        self._errors += more
-        if self._errors >= self._context.settings.limits.errors and self._mode is Mode.COMMANDS:
-            self._close_with(Refusal.TOO_MANY_ERRORS)
 
     def _flush(self) -> None:
         """One write per turn."""
+        transport = self._transport
+        assert transport is not None
         out = self._out
         if out:
-            assert self._transport is not None
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
-        if self._mode is Mode.CLOSING and self._transport is not None and not self._transport.is_closing():
-            self._transport.close()
+        if self._closing and not transport.is_closing():
+            transport.close()
 
-    # -- flow and time -------------------------------------------------------------------------------------------------------
+    # -- flow and time -------------------------------------------------------------------------------------------
 
     def _set_reading(self) -> None:
         """Read the socket unless what is held is enough, or the client does not read us."""
         transport = self._transport
-        if transport is None or self._mode in (Mode.BODY, Mode.CLOSING):
+        if transport is None or self._closing or (self._dialogue.in_body and not self._barrier):
             return
         pause = self._writing_paused or len(self._held) > MAX_HELD_BYTES
         if pause is not self._reading_paused and not transport.is_closing():
@@ -542,64 +343,40 @@ class Session(asyncio.Protocol):
             (transport.pause_reading if pause else transport.resume_reading)()
 
     def _expect_input(self) -> None:
-        runtime = self._context.runtime
-        runtime.deadlines.set(self, runtime.deadlines.clock() + self._context.settings.limits.idle_timeout_s)
+        deadlines = self._context.runtime.deadlines
+        deadlines.set(self, deadlines.clock() + self._context.settings.limits.idle_timeout_s)
 
-    # -- ending --------------------------------------------------------------------------------------------------------------
+    # -- ending --------------------------------------------------------------------------------------------------
 
     def _client_left(self) -> None:
         """Half-closed, and all that came was answered."""
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            transaction.client_gone("client closed")
-        self._close("client closed")
+        if not self._closing:
+            self._dialogue.client_gone("client closed")
+            self.close("client closed")
 
-    def _end_with(self, row: Refusal) -> None:
-        self._context.refused(row.label)
-        self._out.append(row.wire)
-        self._close(row.label)
-        self._flush()
-
-    def _close_with(self, row: Refusal) -> None:
+    def close_with(self, row: Refusal) -> None:
         """421 and the end (RFC 5321 3.8). An open transaction is given up."""
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            transaction.client_gone(row.label)
+        if self._closing:
+            return
+        self._dialogue.client_gone(row.label)
         self._context.refused(row.label)
         self._out.append(row.wire)
-        self._close(row.label)
+        self.close(row.label)
 
-    def _close(self, reason: str) -> None:
-        self._mode = Mode.CLOSING
+    def close(self, reason: str) -> None:
+        self._closing = True
         self._slots = None
         self._held = b""
-        self.end_reason = reason
-        runtime = self._context.runtime
-        runtime.deadlines.set(self, runtime.deadlines.clock() + LINGER_S)
+        self._end_reason = reason
+        deadlines = self._context.runtime.deadlines
+        deadlines.set(self, deadlines.clock() + LINGER_S)
 
     def _bug(self, error: Exception) -> None:
         """Ours: told to the log in full, to the client as 421 without a reason (design 4.8)."""
         self._context.runtime.bug("session", error)
-        if self._mode is not Mode.CLOSING and self._transport is not None:
-            try:
-                self._close_with(Refusal.OUR_BUG)
-                self._flush()
-            except Exception as second:
-                self._context.runtime.bug("session, ending it", second)
-                self._transport.abort()
-
-
-LINGER_S = 30.0  # for a client to read our last words
-
-_HANDLERS = {
-    Verb.HELO: Session._helo,
-    Verb.EHLO: Session._ehlo,
-    Verb.MAIL: Session._mail,
-    Verb.RCPT: Session._rcpt,
-    Verb.DATA: Session._data,
-    Verb.RSET: Session._rset,
-    Verb.NOOP: Session._noop,
-    Verb.VRFY: Session._vrfy,
-    Verb.HELP: Session._help,
-    Verb.QUIT: Session._quit,
-}
+        try:
+            self.close_with(Refusal.OUR_BUG)
+            self._flush()
+        except Exception as second:
+            self._context.runtime.bug("session, ending it", second)
+            self.abort()

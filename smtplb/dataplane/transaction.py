@@ -34,10 +34,7 @@ class Client(Protocol):
 
     id: str
     client_text: str
-    helo: bytes
-
-    @property
-    def half_closed(self) -> bool: ...
+    half_closed: bool  # it has sent all it will
 
     def turn(self) -> None:
         """Slots were filled, or the body is wanted: write, and go on reading."""
@@ -85,14 +82,20 @@ class Transaction:
     )
 
     def __init__(
-        self, context: ListenerContext, client: Client, serial: int, sender: bytes, parameters: Parameters
+        self,
+        context: ListenerContext,
+        client: Client,
+        helo: bytes,
+        serial: int,
+        sender: bytes,
+        parameters: Parameters,
     ) -> None:
         self._context = context
         self._client: Client | None = client
         self._session_id = client.id
         self._id = f"{client.id}.{serial}"
         self._client_text = client.client_text
-        self._helo = client.helo
+        self._helo = helo
         self._started_s = context.runtime.deadlines.clock()
         self.sender = sender
         self.parameters = parameters
@@ -246,9 +249,10 @@ class Transaction:
         self._phase = trouble.phase
         has_reply = trouble.reply is not None
         following = self._attempts.after(attempt.backend.key, trouble.command, decision, has_reply=has_reply)
-        if (following is Next.SAME_FRESH and not self._can_repeat()) or (following is Next.OTHER and not (
-            self._can_repeat() and self._context.target.others_or_last_resort_left(self._skip)
-        )):
+        if (following is Next.SAME_FRESH and not self._can_repeat()) or (
+            following is Next.OTHER
+            and not (self._can_repeat() and self._context.target.others_or_last_resort_left(self._skip))
+        ):
             following = Attempts.without_other(decision, has_reply=has_reply)
         command = trouble.command
         if following is Next.RELAY and isinstance(command, Recipient) and command.accepted:
