@@ -43,6 +43,7 @@ class BackendStanding:
     usable: bool
     last_resort: bool
     weight: int  # effective; 0 takes nothing while others are usable
+    offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO with their parameters; None: none seen yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,5 +180,10 @@ class WorkerReport:
     backends: list[BackendReport]
 
 
-ToWorker = Snapshot | StopAccepting | DrainSessions | ReportRequest
+@dataclass(frozen=True, slots=True)
+class ReloadCertificates:
+    """Certificate files changed: read them again. What cannot be read leaves the old ones in use, with a Notice."""
+
+
+ToWorker = Snapshot | ReloadCertificates | StopAccepting | DrainSessions | ReportRequest
 FromWorker = WorkerReport | SessionsDrained | Event

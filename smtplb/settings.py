@@ -42,6 +42,60 @@ class BareNewline(StrEnum):
     REJECT = "reject"
 
 
+class FrontTlsMode(StrEnum):
+    OFF = "off"
+    STARTTLS = "starttls"
+    STARTTLS_REQUIRED = "starttls-required"
+    IMPLICIT = "implicit"
+
+
+class BackTlsMode(StrEnum):
+    OFF = "off"
+    OPPORTUNISTIC = "opportunistic"  # never verifies; in clear where it cannot be had
+    REQUIRED = "required"  # never falls back
+    IMPLICIT = "implicit"
+
+
+class IdentityMode(StrEnum):
+    NONE = "none"
+    XFORWARD = "xforward"
+    XCLIENT = "xclient"
+    PROXY_V1 = "proxy-v1"
+    PROXY_V2 = "proxy-v2"
+
+    @property
+    def binds(self) -> bool:
+        """A connection that told this identity belongs to the session for life (design 4.11)."""
+        return self in (IdentityMode.XCLIENT, IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
+
+
+class ReceivedMode(StrEnum):
+    AUTO = "auto"  # where the backend cannot see the client
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class AuthMode(StrEnum):
+    OFF = "off"
+    RELAY = "relay"
+
+
+class OtherRoute(StrEnum):
+    DEFER = "defer"
+    FOLLOW = "follow"
+
+
+class ClientCertificates(StrEnum):
+    OFF = "off"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class BalancePer(StrEnum):
+    TRANSACTION = "transaction"
+    SESSION = "session"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A stream address: TCP (`host` is a name or an IP address without brackets) or, with `path`, a unix socket."""
@@ -77,29 +131,76 @@ class Condition:
     sender_domain: Domains | None = None
     recipient: frozenset[str] | None = None
     recipient_domain: Domains | None = None
+    tls: bool | None = None
+    auth: bool | None = None
     size_over_bytes: int | None = None
     negated: Condition | None = None  # `not:` must fail for this condition to hold
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateSettings:
+    certificate: str  # PEM file, chain included
+    key: str  # PEM file
+
+
+@dataclass(frozen=True, slots=True)
+class FrontTlsSettings:
+    mode: FrontTlsMode = FrontTlsMode.OFF
+    certificates: tuple[CertificateSettings, ...] = ()  # the first is for clients without SNI
+    minimum: str = "TLS1.2"  # or TLS1.3
+    client_certificates: ClientCertificates = ClientCertificates.OFF
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackTlsSettings:
+    mode: BackTlsMode = BackTlsMode.OFF
+    verify: bool = True  # required and implicit only
+    ca: str | None = None  # PEM file; None: the system's
+    server_name: str | None = None  # for SNI and verification; None: the backend's host name, if it is one
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRules:
+    """Who may connect, by network: deny is looked at first; allow None: anybody."""
+
+    allow: tuple[Network, ...] | None = None
+    deny: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerLimits:
     sessions: int | None = 2000
+    sessions_per_client: int | None = None  # a client is an IPv4 address or an IPv6 /64
+    sessions_per_network: int | None = None  # IPv4 /24, IPv6 /56
+    connections_per_minute: int | None = None  # per client
+    messages_per_minute: int | None = None  # per client
+    recipients_per_minute: int | None = None  # per client
     recipients: int = 1000  # accepted RCPTs per transaction. RFC 5321 4.5.3.1.8: at least 100
     message_size_bytes: int | None = 50 * 1024 * 1024
     errors: int = 20  # error replies in one session, then 421 4.7.0. Postfix smtpd_hard_error_limit 20
     idle_timeout_s: float = 300.0  # RFC 5321 4.5.3.2.7: at least 5 minutes
+    body_timeout_s: float = 3600.0  # for a whole message: a byte a second does not keep a session
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
     name: str
     binds: tuple[Address, ...]
-    target: str  # a pool or a group: one namespace
+    target: str  # a pool, group or route: one namespace
     accept: tuple[Condition, ...] | None = (
         None  # None: left out, and config proved that it may be (design 4.13)
     )
     bare_newline: BareNewline = BareNewline.NORMALIZE
     limits: ListenerLimits = field(default_factory=ListenerLimits)
+    tls: FrontTlsSettings = field(default_factory=FrontTlsSettings)
+    auth: AuthMode = AuthMode.OFF
+    auth_without_tls: bool = False  # config allows it on loopback only
+    clients: ClientRules = field(default_factory=ClientRules)
+    proxy_protocol_from: tuple[Network, ...] = ()  # must send a PROXY header; from others one is refused
+    xclient_from: tuple[Network, ...] = ()
+    other_route: OtherRoute = OtherRoute.DEFER
+    greeting_delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +258,16 @@ class BackendSettings:
     check: CheckSettings = field(default_factory=CheckSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    tls: BackTlsSettings = field(default_factory=BackTlsSettings)
+    identity: IdentityMode = IdentityMode.NONE
+    received: ReceivedMode = ReceivedMode.AUTO
+
+    @property
+    def adds_received(self) -> bool:
+        """XFORWARD is for logs only: a backend's Received line names us, so ours has to name the client."""
+        if self.received is ReceivedMode.AUTO:
+            return not self.identity.binds
+        return self.received is ReceivedMode.ALWAYS
 
     @property
     def key(self) -> tuple[str, str]:
@@ -169,6 +280,31 @@ class PoolSettings:
     backends: tuple[BackendSettings, ...]
     policy: Policy = Policy.ROUND_ROBIN
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+    balance_per: BalancePer = BalancePer.TRANSACTION
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseReply:
+    """What a `refuse` rule answers: "550 5.7.1 not here"."""
+
+    code: int
+    enhanced: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Exactly one of `target` and `refuse`; `when` None only in the last rule."""
+
+    when: Condition | None
+    target: str | None = None
+    refuse: RefuseReply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    name: str
+    rules: tuple[Rule, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +352,7 @@ class TrafficSettings:
     listeners: tuple[ListenerSettings, ...]
     pools: tuple[PoolSettings, ...]
     groups: tuple[GroupSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
     attempts: int = 3  # of one transaction, replacement of stale connections not counted (replay.attempts)
 
 

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
+from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.runtime import Runtime
 from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
 from smtplb.observe.events import AttemptOutcome, Phase
-from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS
-from smtplb.settings import BackendSettings, BudgetSettings
+from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
+from smtplb.settings import BackendSettings, BackTlsMode, BudgetSettings
+
+CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
 class Seeker(Holder, Protocol):
     """Who asks for a lease. Exactly one of the two follows a lease() that returned None, unless cancel() comes first."""
 
     wants_fresh: bool  # only a connection that was never used will do
+    binding: Binding  # of the session; it decides which connections may be used at all
 
     def lease_granted(self, connection: Connection) -> None: ...
 
@@ -31,6 +36,8 @@ class Backend:
     """One MTA address as a worker sees it."""
 
     __slots__ = (
+        "_bound",
+        "_clear_until_s",
         "_connecting",
         "_idle",
         "_leased",
@@ -42,6 +49,7 @@ class Backend:
         "budget",
         "final_s",
         "key",
+        "offers",
         "replies",
         "reuse",
         "settings",
@@ -59,16 +67,19 @@ class Backend:
         self._connecting: set[Connection] = set()
         self._idle: list[Connection] = []  # a stack: the last used is used first, the others may expire
         self._leased: set[Connection] = set()
+        self._bound: set[Connection] = set()
         self._resetting: set[Connection] = set()
         self._quitting: set[Connection] = set()
         self._seekers: deque[Seeker] = deque()
+        self._clear_until_s = 0.0
+        self.offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO, a check's or ours
         # counters, read when a report is asked for
         self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
         self.replies: dict[tuple[Phase, int], int] = {}
         self.reuse = {"new": 0, "reused": 0, "stale": 0}
         self.final_s = Histogram()
 
-    # -- what policies see ---------------------------------------------------------------------------------------------
+    # -- what policies see -------------------------------------------------------------------------
 
     @property
     def weight(self) -> int:
@@ -79,12 +90,12 @@ class Backend:
         """Attempts under way, those that wait for a connection included."""
         return len(self._leased) + len(self._seekers)
 
-    # -- leases --------------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------
 
     def lease(self, seeker: Seeker) -> Connection | None:
         """A kept connection at once, or None: then the seeker is told later, never inside this call."""
-        if self._idle and not seeker.wants_fresh:
-            connection = self._idle[-1]
+        connection = self._kept_for(seeker)
+        if connection is not None:
             self.reuse["reused"] += 1
             self._move(connection, State.LEASED)
             connection.leased(seeker)
@@ -92,6 +103,16 @@ class Backend:
         self._seekers.append(seeker)
         self._open_for_seekers()
         return None
+
+    def _kept_for(self, seeker: Seeker) -> Connection | None:
+        binding = seeker.binding
+        if self.settings.identity.binds or binding.pinned is self:
+            bound = binding.kept.get(self)
+            if bound is not None and seeker.wants_fresh and binding.pinned is not self:
+                self.retire(bound)
+                return None
+            return bound
+        return self._idle[-1] if self._idle and not seeker.wants_fresh else None
 
     def cancel(self, seeker: Seeker) -> None:
         """The seeker no longer wants a connection. One that is coming up for it is kept."""
@@ -114,6 +135,7 @@ class Backend:
         """End it in peace: QUIT. Not after a 354 without a terminator."""
         if connection.state in (State.QUITTING, State.CLOSED):
             return
+        self._unbind(connection)
         self._move(connection, State.QUITTING)
         connection.quit()
 
@@ -123,21 +145,25 @@ class Backend:
         connection.abort()
         self._open_for_seekers()
 
-    # -- state from the control plane ------------------------------------------------------------------------------------
+    # -- state from the control plane --------------------------------------------------------------
 
     def stand(self, standing: BackendStanding) -> None:
         """Take a new standing. A backend that the operator took out keeps no idle connection."""
         self.standing = standing
+        if standing.offers is not None:
+            self.offers = standing.offers
         if standing.state in (BackendState.DRAIN, BackendState.MAINT):
             self.retire_idle()
 
     def retire_idle(self) -> None:
-        for connection in list(self._idle):
-            self.retire(connection)
+        for connection in [*self._idle, *self._bound]:
+            if connection.binding is None or connection.binding.pinned is not self:
+                self.retire(connection)
 
     def close(self) -> None:
         """End every connection; transactions must have ended."""
-        for connection in [*self._connecting, *self._idle, *self._leased, *self._resetting, *self._quitting]:
+        groups = (self._connecting, self._idle, self._bound, self._leased, self._resetting, self._quitting)
+        for connection in [connection for group in groups for connection in group]:
             self._forget(connection)
             connection.abort()
 
@@ -150,7 +176,7 @@ class Backend:
             pool=self.settings.pool,
             backend=self.settings.name,
             in_flight=self.in_flight,
-            idle=len(self._idle),
+            idle=len(self._idle) + len(self._bound),
             leased=len(self._leased),
             connecting=len(self._connecting),
             attempts={outcome.value: count for outcome, count in self.attempts.items()},
@@ -159,16 +185,27 @@ class Backend:
             final=self.final_s.copy(),
         )
 
-    # -- owner of connections ----------------------------------------------------------------------------------------------
+    # -- owner of connections ----------------------------------------------------------------------
 
     def connection_ready(self, connection: Connection) -> None:
         self.reuse["new"] += 1
+        self.offers = connection.capabilities.keywords
         self._offer(connection)
 
     def connection_failed(self, connection: Connection, failure: Failure) -> None:
         self._connecting.discard(connection)
-        if self._seekers:
-            self._seekers.popleft().lease_failed(failure)
+        if (
+            failure.reason is Reason.TLS
+            and self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
+            and not connection.clear
+        ):
+            self._clear_until_s = self._runtime.deadlines.clock() + CLEAR_AFTER_FAILED_TLS_S
+        else:
+            for seeker in self._seekers:
+                if connection.binding is None or seeker.binding is connection.binding:
+                    self._seekers.remove(seeker)
+                    seeker.lease_failed(failure)
+                    break
         self._open_for_seekers()
 
     def connection_cleared(self, connection: Connection) -> None:
@@ -185,11 +222,13 @@ class Backend:
         self._forget(connection)
         self._open_for_seekers()
 
-    # -- inside ------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
         limits = self.settings.connections
+        if connection.binding is not None and connection.binding.pinned is self:
+            return False  # authenticated: it cannot be replaced
         return (
             connection.transactions >= limits.max_transactions
             or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
@@ -198,31 +237,65 @@ class Backend:
         )
 
     def _offer(self, connection: Connection) -> None:
-        """It is free: to the first who waits for such a one, else to the idle ones while there is room."""
+        """It is free: to the first who waits for such a one, else to those that are kept while there is room."""
+        binding = connection.binding
         for seeker in self._seekers:
-            if connection.transactions == 0 or not seeker.wants_fresh:
+            if (binding is None or seeker.binding is binding) and (connection.transactions == 0 or not seeker.wants_fresh):
                 self._seekers.remove(seeker)
                 self._move(connection, State.LEASED)
                 connection.leased(seeker)
                 seeker.lease_granted(connection)
                 return
         limits = self.settings.connections
-        if len(self._idle) >= limits.idle:
+        if binding is not None:
+            if not binding.alive or self in binding.kept:
+                self.retire(connection)
+                return
+            binding.kept[self] = connection
+            self._move(connection, State.BOUND)
+        elif len(self._idle) >= limits.idle:
             self.retire(connection)
             return
-        self._move(connection, State.IDLE)
+        else:
+            self._move(connection, State.IDLE)
         now = self._runtime.deadlines.clock()
-        connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
+        if binding is not None and binding.pinned is self:
+            connection.keep_until(NEVER)  # authenticated: it ends with the session, or when the backend ends it
+        else:
+            connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
 
     def _open_for_seekers(self) -> None:
-        while len(self._connecting) < len(self._seekers):
-            connection = Connection(
-                self.settings, hello=self._runtime.hello, deadlines=self._runtime.deadlines, owner=self
-            )
-            self._connecting.add(connection)
-            connection.open(self._runtime.loop)
+        """One connection under way for each seeker; where a connection carries an identity, one of the seeker's own."""
+        if not self.settings.identity.binds:
+            while len(self._connecting) < len(self._seekers):
+                self._open(None)
+            return
+        under_way = {connection.binding for connection in self._connecting}
+        for seeker in self._seekers:
+            if seeker.binding not in under_way:
+                self._open(seeker.binding)
+
+    def _open(self, binding: Binding | None) -> None:
+        runtime = self._runtime
+        connection = Connection(
+            self.settings,
+            hello=runtime.hello,
+            deadlines=runtime.deadlines,
+            owner=self,
+            binding=binding,
+            clear=self._clear_until_s > runtime.deadlines.clock(),
+        )
+        self._connecting.add(connection)
+        connection.open(runtime.loop)
+
+    def _unbind(self, connection: Connection) -> None:
+        binding = connection.binding
+        if binding is not None and binding.kept.get(self) is connection:
+            del binding.kept[self]
 
     def _move(self, connection: Connection, state: State) -> None:
+        if connection.state is State.BOUND:
+            self._unbind(connection)
         self._container(connection.state).remove(connection)
         connection.state = state
         container = self._container(state)
@@ -237,6 +310,8 @@ class Backend:
                 return self._leased
             case State.IDLE:
                 return self._idle
+            case State.BOUND:
+                return self._bound
             case State.CONNECTING:
                 return self._connecting
             case State.RESETTING:
@@ -246,7 +321,8 @@ class Backend:
         raise AssertionError(f"no container for {state}")
 
     def _forget(self, connection: Connection) -> None:
-        for container in (self._connecting, self._leased, self._resetting, self._quitting):
+        self._unbind(connection)
+        for container in (self._connecting, self._bound, self._leased, self._resetting, self._quitting):
             container.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

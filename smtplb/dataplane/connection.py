@@ -1,7 +1,7 @@
 """One connection to a backend: from connect to close, and what it owes to whom.
 
-Owns the transport, the FIFO of commands whose replies are due, the greeting and EHLO, RSET and QUIT, the deadline of the phase.
-Does not own which transaction uses it (backend.py hands it out), nor what a reply means (policy/outcome.py).
+Owns the transport, the FIFO of commands whose replies are due, RSET and QUIT, the deadline of the phase. Does not own how it
+comes up (opening.py), which transaction uses it (backend.py hands it out), nor what a reply means (policy/outcome.py).
 Invariant: one FIFO entry per command sent, in order (design 4.10); while IDLE the FIFO is empty and no transaction is open.
 After it has ended it calls nobody.
 """
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from enum import Enum, auto
 from typing import Protocol, cast
 
+from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.deadlines import NEVER, Deadlines
+from smtplb.dataplane.opening import Opening
+from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.events import Phase
-from smtplb.policy.outcome import Reason
+from smtplb.policy.outcome import Command, Reason
 from smtplb.settings import BackendSettings
 from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Garbled, Reply, ReplyReader
@@ -31,6 +35,7 @@ class State(Enum):
 
     CONNECTING = auto()  # until the reply to EHLO or HELO
     IDLE = auto()
+    BOUND = auto()  # idle, and of one session for life (Binding.kept)
     LEASED = auto()
     RESETTING = auto()  # swallowing what a former holder left behind, then RSET
     QUITTING = auto()
@@ -43,16 +48,24 @@ class Failure:
     `reply` is what the backend said, if that was it; `token` that of the oldest command of the holder without an answer.
     """
 
-    __slots__ = ("detail", "phase", "reason", "reply", "token")
+    __slots__ = ("detail", "identity_sent", "phase", "reason", "reply", "token")
 
     def __init__(
-        self, phase: Phase, reason: Reason, detail: bytes, reply: Reply | None = None, token: object = None
+        self,
+        phase: Phase,
+        reason: Reason,
+        detail: bytes,
+        reply: Reply | None = None,
+        token: object = None,
+        *,
+        identity_sent: bool = False,
     ) -> None:
         self.phase = phase
         self.reason = reason
         self.detail = detail
         self.reply = reply
         self.token = token
+        self.identity_sent = identity_sent
 
 
 class Owner(Protocol):
@@ -93,8 +106,6 @@ class Holder(Protocol):
 class _Own(Enum):
     """Tokens of the connection's own commands."""
 
-    EHLO = auto()
-    HELO = auto()
     RSET = auto()
     QUIT = auto()
 
@@ -106,16 +117,19 @@ class Connection(asyncio.Protocol):
         "_connecting",
         "_deadlines",
         "_fifo",
-        "_hello",
+        "_loop",
+        "_opening",
         "_phase",
         "_reader",
         "_transport",
         "_unsent",
+        "binding",
         "born_s",
         "capabilities",
         "deadline_bucket",
         "deadline_s",
         "errors",
+        "clear",
         "greeting",
         "hello_reply",
         "holder",
@@ -128,14 +142,24 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(
-        self, settings: BackendSettings, *, hello: bytes, deadlines: Deadlines, owner: Owner
+        self,
+        settings: BackendSettings,
+        *,
+        hello: bytes,
+        deadlines: Deadlines,
+        owner: Owner,
+        binding: Binding | None = None,
+        clear: bool = False,
     ) -> None:
+        """`binding`: the one session it will carry the identity of; `clear`: do without opportunistic TLS."""
         # for life
         self.settings = settings
         self.owner = owner
-        self._hello = hello
+        self.binding = binding
+        self.clear = clear
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines = deadlines
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | TlsStream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._reader = ReplyReader()
         self._fifo: deque[object] = deque()
@@ -147,7 +171,9 @@ class Connection(asyncio.Protocol):
         self.deadline_s = NEVER
         self.deadline_bucket = 0
         self.born_s = deadlines.clock()
-        # from greeting and EHLO
+        # coming up
+        identity = binding.identity if binding is not None else None
+        self._opening: Opening | None = Opening(self, settings, hello, identity, clear=clear)
         self.greeting: Reply | None = None
         self.hello_reply: Reply | None = None
         self.capabilities = Capabilities()
@@ -159,10 +185,11 @@ class Connection(asyncio.Protocol):
         self.replies = 0  # replies in this lease
         self.transaction_open = False  # MAIL was sent and not yet refused, ended or reset
 
-    # -- coming up ---------------------------------------------------------------------------------------------------
+    # -- coming up ---------------------------------------------------------------------------------
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start connecting. connection_ready or connection_failed follows, never inside this call."""
+        self._loop = loop
         self._deadlines.set(self, self.born_s + self.settings.timeouts.connect_s)
         self._connecting = loop.create_task(self._connect(loop))
 
@@ -190,31 +217,73 @@ class Connection(asyncio.Protocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._enter(Phase.GREETING, self.settings.timeouts.greeting_s)
+        assert self._opening is not None
+        self._opening.connected()
 
-    def _greeted(self, reply: Reply) -> None:
-        self.greeting = reply
-        if reply.code != 220:
-            self._fail(Reason.GREETING, reply.text_line(), reply)
-            return
+    def endpoints(self) -> tuple[tuple[str, int], tuple[str, int]] | None:
+        assert self._transport is not None
+        if self.settings.address.path is not None:
+            return None
+        own = cast("tuple[str, int]", self._transport.get_extra_info("sockname"))
+        other = cast("tuple[str, int]", self._transport.get_extra_info("peername"))
+        return own[:2], other[:2]
+
+    def begin_tls(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        """What was read in clear behind the 220 is dropped (RFC 3207 4.2; CVE-2011-0411 at the other end)."""
+        raw = self._transport
+        assert self._loop is not None and raw is not None and not isinstance(raw, TlsStream)
+        self._reader.clear()
+        stream = TlsStream(
+            self._loop,
+            raw,
+            self,
+            context,
+            server_side=False,
+            server_hostname=server_name,
+        )
+        self._transport = stream
+        stream.start()
+
+    def tls_established(self) -> None:
+        if self._opening is not None and self.state is State.CONNECTING:
+            self._opening.tls_established()
+
+    def tls_failed(self, words: bytes) -> None:
+        self._fail(Reason.TLS, words)
+
+    def hello_sent(self) -> None:
         self._enter(Phase.HELLO, self.settings.timeouts.greeting_s)
-        self._command(_Own.EHLO, b"EHLO %s\r\n" % self._hello)
 
-    def _hello_answered(self, token: _Own, reply: Reply) -> None:
-        self.hello_reply = reply
-        if reply.code == 250:
-            self.capabilities = Capabilities(reply if token is _Own.EHLO else None)
-            self._deadlines.set(self, NEVER)
-            self.owner.connection_ready(self)
-        elif token is _Own.EHLO and reply.code in (500, 502, 504):  # RFC 5321 3.2: fall back to HELO
-            self._command(_Own.HELO, b"HELO %s\r\n" % self._hello)
-        else:
-            self._fail(Reason.GREETING, reply.text_line(), reply)
+    def opened(self) -> None:
+        opening = self._opening
+        assert opening is not None
+        self._opening = None
+        self.greeting, self.hello_reply = opening.greeting, opening.hello_reply
+        self.capabilities = opening.capabilities
+        self._deadlines.set(self, NEVER)
+        self.owner.connection_ready(self)
+
+    def not_opened(self, reason: Reason, detail: bytes, reply: Reply | None) -> None:
+        opening = self._opening
+        assert opening is not None
+        self.greeting, self.hello_reply = opening.greeting, opening.hello_reply
+        self.capabilities = opening.capabilities
+        self._fail(reason, detail, reply)
+
+    def write(self, data: bytes) -> None:
+        """Of the opening."""
+        self._write(data)
+
+    @property
+    def tls_version(self) -> str:
+        """"" in clear."""
+        return self._transport.version if isinstance(self._transport, TlsStream) else ""
 
     @property
     def _closed(self) -> bool:
         return self.state is State.CLOSED
 
-    # -- leases ------------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------
 
     @property
     def kept(self) -> bool:
@@ -256,6 +325,11 @@ class Connection(asyncio.Protocol):
         """Message content, after a 354."""
         self._write(data)
 
+    def write_chunk(self, data: bytes) -> None:
+        """A BDAT command with its octets, not the last one; its reply carries Command.BODY."""
+        self._fifo.append(Command.BODY)
+        self._write(data)
+
     def write_end(self, data: bytes, token: object) -> None:
         """The last of the message content, terminator included; its reply carries `token`."""
         self._fifo.append(token)
@@ -291,7 +365,7 @@ class Connection(asyncio.Protocol):
         """No reply is due, no transaction is open, no half reply is held."""
         return not self._fifo and not self._unsent and not self.transaction_open and self._reader.empty
 
-    # -- ending ------------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     def quit(self) -> None:
         """QUIT, wait for the 221 (bounded), close; then connection_closed. Replies still due are swallowed.
@@ -335,13 +409,16 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         self._end()
         if transport is not None:
-            if reply is not None and was is State.CONNECTING:
-                # Refused at greeting or EHLO: leave as RFC 5321 3.8 asks, so that the backend logs no lost connection.
+            if was is State.CONNECTING and phase is not Phase.CONNECT and reason in _POLITE:
+                # Refused while coming up: leave as RFC 5321 3.8 asks, so that the backend logs no lost connection.
                 transport.write(b"QUIT\r\n")
                 self._enter(Phase.QUIT, QUIT_TIMEOUT_S)
             else:
                 transport.abort()
-        failure = Failure(phase, reason, detail, reply, token)
+        opening, self._opening = self._opening, None
+        failure = Failure(
+            phase, reason, detail, reply, token, identity_sent=opening is not None and opening.identity_sent
+        )
         if was is State.CONNECTING:
             self.owner.connection_failed(self, failure)
             return
@@ -354,12 +431,12 @@ class Connection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
             return
-        if self.state is State.IDLE:
+        if self.state in (State.IDLE, State.BOUND):
             self.owner.connection_expired(self)
             return
         self._fail(Reason.TIMEOUT, b"no answer in phase %s" % self._phase.encode())
 
-    # -- transport callbacks -------------------------------------------------------------------------------------------
+    # -- transport callbacks -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self.state is State.CLOSED:
@@ -399,11 +476,11 @@ class Connection(asyncio.Protocol):
         if self.holder is not None:
             self.holder.backend_writable(True)
 
-    # -- inside --------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _reply(self, reply: Reply) -> None:
-        if self.greeting is None:
-            self._greeted(reply)
+        if self._opening is not None:
+            self._opening.reply(reply)
             return
         token = self._fifo.popleft() if self._fifo else None
         if reply.code >= 400:
@@ -427,13 +504,10 @@ class Connection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.close()
             self.owner.connection_closed(self)
-        elif token is _Own.RSET:
-            if reply.code != 250:
-                self._fail(Reason.GARBLED, reply.text_line(), reply)
-            else:
-                self._cleared()
+        elif reply.code != 250:
+            self._fail(Reason.GARBLED, reply.text_line(), reply)
         else:
-            self._hello_answered(token, reply)
+            self._cleared()
 
     def _cleared(self) -> None:
         self._deadlines.set(self, NEVER)
@@ -463,6 +537,9 @@ class Connection(asyncio.Protocol):
     def _enter(self, phase: Phase, timeout_s: float) -> None:
         self._phase = phase
         self._deadlines.set(self, self._deadlines.clock() + timeout_s)
+
+
+_POLITE = frozenset({Reason.GREETING, Reason.IDENTITY})
 
 
 def _words(error: BaseException) -> bytes:

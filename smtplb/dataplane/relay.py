@@ -1,7 +1,8 @@
 """The body of one message on its way from the client to the backend of the present attempt.
 
-Owns the canonical reading of the body, what can be replayed of it, and its size. Does not own attempts or replies.
-Invariant: bytes reach a backend in order, once per attempt; the terminator only through finish().
+Owns the canonical reading of the body, its framing towards the backend (DATA or BDAT), what can be replayed of it, and the
+trace line in front. Does not own attempts or replies.
+Invariant: the same canonical bytes reach a backend in order, once per attempt; the end of the message only through finish().
 """
 
 from __future__ import annotations
@@ -9,18 +10,36 @@ from __future__ import annotations
 from smtplb.dataplane.connection import Connection
 from smtplb.dataplane.replay import ReplayBudget, ReplayBuffer
 from smtplb.smtp.body import TERMINATOR, BodyReader
+from smtplb.smtp.chunks import ChunkReader, DotStuffer, ReceivedCounter
 
 JOIN_BELOW_BYTES = 16384  # a copy this small is cheaper than a second element of a gathering write
 
 
+class Trace:
+    """The Received line that goes in front, and the count of those that are there already (RFC 5321 4.4, 6.3)."""
+
+    __slots__ = ("counter", "line")
+
+    def __init__(self, line: bytes, hostname: str) -> None:
+        self.line = line
+        self.counter = ReceivedCounter(hostname)
+
+
 class Relay:
-    """`connection` is None between attempts, and for good once the message cannot be taken any more."""
+    """`connection` is None between attempts, and for good once the message cannot be taken any more.
 
-    __slots__ = ("_reader", "_replay", "connection", "sent_bytes")
+    `chunked`: the client sends BDAT. `binary`: it declared BODY=BINARYMIME.
+    """
 
-    def __init__(self, budget: ReplayBudget) -> None:
-        self._reader = BodyReader()
+    __slots__ = ("_pending_trace", "_reader", "_replay", "_stuffer", "chunked", "connection", "sent_bytes", "trace")
+
+    def __init__(self, budget: ReplayBudget, trace: Trace | None, *, chunked: bool, binary: bool) -> None:
+        self._reader: BodyReader | ChunkReader = ChunkReader(binary=binary) if chunked else BodyReader()
         self._replay = ReplayBuffer(budget)
+        self._stuffer: DotStuffer | None = None  # of the present attempt: chunks go out as DATA
+        self._pending_trace = trace.line if trace is not None else b""
+        self.trace = trace
+        self.chunked = chunked
         self.connection: Connection | None = None
         self.sent_bytes = 0  # in the present attempt
 
@@ -42,13 +61,44 @@ class Relay:
     def replayable(self) -> bool:
         return self._replay.complete
 
-    def attach(self, connection: Connection) -> None:
-        """A backend has said 354: send what was read so far. finish() must follow if the client's body has ended."""
+    # -- reading -----------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Read raw input behind DATA: (canonical piece not sent yet, input behind the end of data)."""
+        assert isinstance(self._reader, BodyReader)
+        piece, rest = self._reader.feed(data)
+        return self._with_trace(piece, last=self._reader.ended), rest
+
+    def feed_chunk(self, data: bytes) -> bytes:
+        """Read octets of a BDAT chunk: the canonical piece not sent yet."""
+        assert isinstance(self._reader, ChunkReader)
+        return self._with_trace(self._reader.feed(data), last=False)
+
+    def end_chunks(self) -> bytes:
+        """The last chunk is complete: what was held back."""
+        assert isinstance(self._reader, ChunkReader)
+        return self._with_trace(self._reader.finish(), last=True)
+
+    def _with_trace(self, piece: bytes, *, last: bool) -> bytes:
+        """The trace line goes in front of the first octet. A body that starts with a blank would continue it: a CRLF between."""
+        if self.trace is not None:
+            self.trace.counter.feed(piece)
+        if not self._pending_trace or not (piece or last):
+            return piece
+        line, self._pending_trace = self._pending_trace, b""
+        return line + (b"\r\n" if piece[:1] in (b" ", b"\t") else b"") + piece
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def attach(self, connection: Connection, *, as_chunks: bool) -> None:
+        """A backend is ready for the body: send what was read so far. finish() must follow if the client's body has ended."""
         assert self._replay.complete
+        assert self.chunked or not as_chunks
         self.connection = connection
-        self.sent_bytes = self._replay.size_bytes
+        self._stuffer = DotStuffer() if self.chunked and not as_chunks else None
+        self.sent_bytes = 0
         if self._replay.chunks:
-            connection.write_body(b"".join(self._replay.chunks))
+            self._write(b"".join(self._replay.chunks))
 
     def detach(self) -> None:
         """The attempt is over; what follows is only kept."""
@@ -58,24 +108,38 @@ class Relay:
         """Nothing will be replayed: give the memory back."""
         self._replay.drop()
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Read raw input: (chunk not sent yet, input behind the end of data). The caller sends or finishes with the chunk."""
-        return self._reader.feed(data)
+    def send(self, piece: bytes) -> None:
+        """Pass a piece on, or only keep it while there is no backend."""
+        self._replay.keep(piece)
+        if self.connection is not None and piece:
+            self._write(piece)
 
-    def send(self, chunk: bytes) -> None:
-        """Pass a chunk on, or only keep it while there is no backend."""
-        self._replay.keep(chunk)
-        if self.connection is not None:
-            self.sent_bytes += len(chunk)
-            self.connection.write_body(chunk)
+    def _write(self, piece: bytes) -> None:
+        connection = self.connection
+        assert connection is not None
+        self.sent_bytes += len(piece)
+        if not self.chunked:
+            connection.write_body(piece)
+        elif self._stuffer is not None:
+            connection.write_body(self._stuffer.feed(piece))
+        else:
+            connection.write_chunk(b"BDAT %d\r\n%s" % (len(piece), piece))
 
-    def finish(self, last_chunk: bytes, token: object) -> None:
-        """Send the last chunk and the terminator in one write. From here on the message may have been taken."""
+    def finish(self, last: bytes, token: object) -> None:
+        """Send the last piece and the end of the message in one write. From here on the message may have been taken."""
         connection = self.connection
         assert connection is not None and self._reader.ended
-        self.sent_bytes += len(last_chunk)
-        if len(last_chunk) < JOIN_BELOW_BYTES:
-            connection.write_end(last_chunk + TERMINATOR, token)
+        self.sent_bytes += len(last)
+        if not self.chunked:
+            end = TERMINATOR
+        elif self._stuffer is not None:
+            last = self._stuffer.feed(last)
+            end = self._stuffer.finish() + TERMINATOR
         else:
-            connection.write_body(last_chunk)
-            connection.write_end(TERMINATOR, token)
+            connection.write_end(b"BDAT %d LAST\r\n%s" % (len(last), last), token)
+            return
+        if len(last) < JOIN_BELOW_BYTES:
+            connection.write_end(last + end, token)
+        else:
+            connection.write_body(last)
+            connection.write_end(end, token)

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     VERDICT = "verdict"
     CONNECT = "connect"  # no connection
     GREETING = "greeting"  # garbled or none, or an error reply to connect or EHLO
+    TLS = "tls"  # a handshake that failed, or STARTTLS not to be had where it is required
+    IDENTITY = "identity"  # the configured identity is not offered or refused
     BUSY = "busy"  # 421
     STORAGE = "storage"  # 452 and 4.3.x
     LOST = "lost"
@@ -79,8 +81,10 @@ _LOST = {
 }
 _NO_CONNECTION = {
     reason: Decision(Elsewhere.ANY, Blame.AT_ONCE, reason, closing=True)
-    for reason in (Reason.CONNECT, Reason.GREETING, Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
+    for reason in (Reason.CONNECT, Reason.GREETING, Reason.TLS, Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
 }
+# What a backend offers is its operator's doing, yet a client chooses what is told: nobody is ejected for it. Checks see it.
+_NO_IDENTITY = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
 # A client can make a backend busy by opening sessions here: a 421 greeting is blamed only against one that answers.
 _BUSY_GREETING = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
 
@@ -135,8 +139,16 @@ def classify_loss(reason: Reason, *, first_on_kept: bool, errors_before: int) ->
     return _LOST[reason]
 
 
-def classify_opening(reason: Reason, reply: Reply | None) -> Decision:
-    """Decide about a connection that did not come up: nothing about the mail or the client was said yet."""
+def classify_opening(reason: Reason, reply: Reply | None, *, identity_sent: bool = False) -> Decision:
+    """Decide about a connection that did not come up.
+
+    Before an identity was told, nothing about the mail or the client was said, so it is the backend's trouble. After it, an
+    error reply is a verdict on the client (design 4.4), and a loss may be one.
+    """
+    if reason is Reason.IDENTITY:
+        return _NO_IDENTITY
+    if identity_sent:
+        return _VERDICT if reply is not None else _LOST.get(reason, _NO_CONNECTION[reason])
     if reply is not None and reply.code == 421:
         return _BUSY_GREETING
     return _NO_CONNECTION[reason]

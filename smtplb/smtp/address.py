@@ -1,7 +1,8 @@
 """Paths of MAIL and RCPT: the one reading that we and every backend share.
 
 Owns the grammar of Reverse-path and Forward-path (RFC 5321 4.1.2), as strict as needed and no stricter. Does not own routing.
-Invariant: a path that passes is printable ASCII that cannot be read in two ways; it is sent on verbatim, in brackets.
+Invariant: a path that passes is printable (ASCII, or UTF-8 for SMTPUTF8) and cannot be read in two ways; it is sent on
+verbatim, in brackets.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ MAX_PATH_BYTES = (
 )
 
 # Outside quotes: no blank, control, quote, backslash, angle bracket. A backslash there is an escape to some and not to others.
-_PLAIN = rb"[!#-;=?-\[\]-~]"
-_QUOTED = rb'"(?:[ !#-\[\]-~]|\\[ -~])*"'
+_PLAIN = rb"[!#-;=?-\[\]-~\x80-\xff]"
+_QUOTED = rb'"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*"'
 _SIMPLE_PATH = rb"[!#-;=?-Z^-~]*"  # no quote, backslash, angle or square bracket: nothing to look at twice
 _PATH = re.compile(rb"(?:%s|%s)*" % (_PLAIN, _QUOTED))
 _BRACKETED = re.compile(rb"[ \t]*<(%s)>(?=[ \t]|\Z)" % _PATH.pattern)
@@ -41,7 +42,14 @@ def parse_path(argument: bytes) -> tuple[bytes, bytes] | None:
     return path, argument[found.end() :]
 
 
+def is_ascii_path(path: bytes) -> bool:
+    """It needs no SMTPUTF8."""
+    return path.isascii()
+
+
 def _one_reading(path: bytes) -> bool:
+    if not path.isascii() and not _is_clean_utf8(path):
+        return False
     bare = _QUOTED_STRING.sub(b"q", path) if b'"' in path else path
     if (b"[" in bare or b"]" in bare) and not _LITERAL_AT_END.match(bare):
         return False
@@ -52,6 +60,14 @@ def _one_reading(path: bytes) -> bool:
         bare = bare[route.end() :]
     # user@a@b: some deliver to a by way of b, some to b.
     return bare.count(b"@") <= 1 and not bare.endswith(b"@") and not bare.startswith(b"@")
+
+
+def _is_clean_utf8(path: bytes) -> bool:
+    """RFC 6531 3.3, without C1 controls, separators and the like that some system may take for a line end or a blank."""
+    try:
+        return path.decode("utf-8").replace(" ", "").isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def domain_of(path: bytes) -> bytes:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from enum import Enum, Flag, auto
 
-from smtplb.smtp.address import parse_path
+from smtplb.smtp.address import is_ascii_path, parse_path
+from smtplb.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Parameters
 
 MAX_COMMAND_LINE_BYTES = (
     2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
@@ -24,6 +25,7 @@ class SyntaxFault(Enum):
     ADDRESS = auto()
     PARAMETER = auto()  # a MAIL or RCPT parameter that we do not offer
     PARAMETER_VALUE = auto()
+    NEEDS_SMTPUTF8 = auto()  # an address with octets above 127, and no SMTPUTF8
 
 
 class Phase(Flag):
@@ -44,6 +46,10 @@ class Verb(Enum):
     MAIL = (b"MAIL", Phase.READY, "required")
     RCPT = (b"RCPT", Phase.MAIL | Phase.RCPT, "required")
     DATA = (b"DATA", Phase.RCPT, "forbidden")
+    BDAT = (b"BDAT", Phase.ANY, "required")  # its octets follow whatever the phase: the dialogue sorts it out
+    STARTTLS = (b"STARTTLS", Phase.GREETED | Phase.READY, "forbidden")
+    AUTH = (b"AUTH", Phase.READY, "required")
+    XCLIENT = (b"XCLIENT", Phase.GREETED | Phase.READY, "required")
     RSET = (b"RSET", Phase.ANY, "forbidden")
     NOOP = (b"NOOP", Phase.ANY, "allowed")
     VRFY = (b"VRFY", Phase.ANY, "required")
@@ -58,20 +64,29 @@ class Verb(Enum):
 
 # Known, not offered: 502 (RFC 5321 4.2.4), while anything else is 500.
 NOT_IMPLEMENTED = frozenset(
-    {b"EXPN", b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL"}
-) | frozenset({b"AUTH", b"STARTTLS", b"BDAT", b"XCLIENT", b"XFORWARD"})
+    {b"EXPN", b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL", b"XFORWARD"}
+)
 # A browser made to speak to us (ALPACA, CVE-2021-3618): the session ends at the first of these.
 FOREIGN = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"CONNECT", b"PATCH", b"TRACE"})
 
 VERBS = {verb.token: verb for verb in Verb}
 
 _PARAMETERS = re.compile(rb"(?:[ \t]+[A-Za-z0-9][A-Za-z0-9-]*(?:=[\x21-\x3c\x3e-\x7e]+)?)*[ \t]*\Z")
-_SIZE = re.compile(rb"[0-9]{1,%d}\Z" % MAX_SIZE_DIGITS)
 _HELLO = re.compile(rb"[\x21-\x7e]{1,255}\Z")
-_BODY_VALUES = frozenset({b"7BIT", b"8BITMIME"})
-_NO_PARAMETERS: dict[bytes, bytes | None] = {}
-
-Parameters = dict[bytes, bytes | None]
+_XTEXT = rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"
+# RFC 3461 4.1-4.4 (ORCPT also takes RFC 6533's utf-8 forms, which are xtext), RFC 4954 5
+_VALUES = {
+    b"SIZE": re.compile(rb"[0-9]{1,%d}\Z" % MAX_SIZE_DIGITS),
+    b"RET": re.compile(rb"(?:FULL|HDRS)\Z", re.IGNORECASE),
+    b"ENVID": re.compile(rb"%s\Z" % _XTEXT),
+    b"AUTH": re.compile(rb"(?:<>|%s)\Z" % _XTEXT),
+    b"NOTIFY": re.compile(rb"(?:NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY)){0,2})\Z", re.IGNORECASE),
+    b"ORCPT": re.compile(rb"[A-Za-z0-9-]+;[!-*,-<>-~+]+\Z"),
+}
+_BDAT = re.compile(rb"([0-9]{1,%d})(?:[ \t]+(LAST))?\Z" % MAX_SIZE_DIGITS, re.IGNORECASE)
+_MECHANISM = re.compile(rb"[A-Za-z0-9_-]{1,20}\Z")  # RFC 4422 3.1
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
+_NO_PARAMETERS: Parameters = {}
 
 
 def split_line(line: bytes) -> tuple[bytes, bytes]:
@@ -88,33 +103,70 @@ def parse_hello(argument: bytes) -> bytes | SyntaxFault:
     return word if _HELLO.match(word) else SyntaxFault.ARGUMENTS
 
 
-def parse_mail(argument: bytes) -> tuple[bytes, Parameters] | SyntaxFault:
-    """MAIL FROM:<path> [parameters]: (path, parameters by upper-case name). SIZE and BODY are checked (RFC 1870, RFC 6152)."""
+def parse_mail(argument: bytes, offered: frozenset[bytes]) -> tuple[bytes, Parameters] | SyntaxFault:
+    """MAIL FROM:<path> [parameters]: (path, parameters by upper-case name). `offered`: keywords of our EHLO."""
     parsed = _path_and_parameters(argument, b"FROM:")
     if isinstance(parsed, SyntaxFault):
         return parsed
     path, parameters = parsed
     for name, value in parameters.items():
-        if name == b"SIZE":
-            if value is None or not _SIZE.match(value):
-                return SyntaxFault.PARAMETER_VALUE
-        elif name == b"BODY":
-            if value is None or value.upper() not in _BODY_VALUES:
-                return SyntaxFault.PARAMETER_VALUE
-        else:
+        needs = MAIL_PARAMETERS.get(name)
+        if needs is None or needs not in offered:
             return SyntaxFault.PARAMETER
+        if name in (b"SMTPUTF8", b"REQUIRETLS"):
+            good = value is None
+        elif name == b"BODY":
+            kind = (value or b"").upper()
+            good = kind in (b"7BIT", b"8BITMIME") or (kind == b"BINARYMIME" and b"BINARYMIME" in offered)
+        else:
+            good = value is not None and _VALUES[name].match(value) is not None
+        if not good:
+            return SyntaxFault.PARAMETER_VALUE
+    if b"SMTPUTF8" not in parameters and not is_ascii_path(path):
+        return SyntaxFault.NEEDS_SMTPUTF8
     return path, parameters
 
 
-def parse_rcpt(argument: bytes) -> bytes | SyntaxFault:
-    """RCPT TO:<path>. No extension that we offer has RCPT parameters."""
+def parse_rcpt(
+    argument: bytes, offered: frozenset[bytes], *, smtputf8: bool
+) -> tuple[bytes, Parameters] | SyntaxFault:
+    """RCPT TO:<path> [parameters]. `smtputf8`: the transaction's MAIL asked for it."""
     parsed = _path_and_parameters(argument, b"TO:")
     if isinstance(parsed, SyntaxFault):
         return parsed
     path, parameters = parsed
     if not path:
         return SyntaxFault.ADDRESS
-    return SyntaxFault.PARAMETER if parameters else path
+    for name, value in parameters.items():
+        needs = RCPT_PARAMETERS.get(name)
+        if needs is None or needs not in offered:
+            return SyntaxFault.PARAMETER
+        if value is None or not _VALUES[name].match(value):
+            return SyntaxFault.PARAMETER_VALUE
+    if not smtputf8 and not is_ascii_path(path):
+        return SyntaxFault.NEEDS_SMTPUTF8
+    return path, parameters
+
+
+def parse_bdat(argument: bytes) -> tuple[int, bool] | None:
+    """(octets, last). None: nobody can know where the next command begins."""
+    found = _BDAT.match(argument)
+    return (int(found[1]), found[2] is not None) if found is not None else None
+
+
+def parse_auth(argument: bytes) -> tuple[bytes, bytes | None] | None:
+    """(mechanism in upper case, initial response as it was sent or None). RFC 4954 4: base64, or "=" for an empty one."""
+    mechanism, blank, response = argument.partition(b" ")
+    if not _MECHANISM.match(mechanism):
+        return None
+    if not blank:
+        return mechanism.upper(), None
+    return (mechanism.upper(), response) if response and is_auth_response(response) else None
+
+
+def is_auth_response(line: bytes) -> bool:
+    """A continuation line: base64, "=" or "*"."""
+    return line in (b"=", b"*") or _BASE64.match(line) is not None
 
 
 def _path_and_parameters(argument: bytes, keyword: bytes) -> tuple[bytes, Parameters] | SyntaxFault:

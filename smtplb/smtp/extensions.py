@@ -14,8 +14,84 @@ from smtplb.smtp.replies import Reply
 _EHLO_LINE = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =]+([\x21-\x7e \t]*))?\s*\Z")
 _DIGITS = re.compile(rb"[0-9]{1,19}\Z")
 
-# RFC 1870 SIZE=, RFC 6152 BODY=
-MAIL_PARAMETER_NEEDS = {b"SIZE": b"SIZE", b"BODY": b"8BITMIME"}
+# Which keyword a backend must list to be given a parameter. RFC 1870, 6152, 6531, 3461, 8689, 4954.
+_MAIL_NEEDS = {
+    b"SIZE": b"SIZE",
+    b"BODY": b"8BITMIME",
+    b"SMTPUTF8": b"SMTPUTF8",
+    b"RET": b"DSN",
+    b"ENVID": b"DSN",
+    b"REQUIRETLS": b"REQUIRETLS",
+    b"AUTH": b"AUTH",
+}
+RCPT_PARAMETERS = {b"NOTIFY": b"DSN", b"ORCPT": b"DSN"}
+MAIL_PARAMETERS = _MAIL_NEEDS
+# Dropping these towards a backend that does not list them changes nothing about the message.
+_COURTESIES = frozenset({b"SIZE", b"AUTH"})
+
+# Offered in front only if every backend that the listener can reach has them, since they say what may be in a message.
+END_TO_END = (b"8BITMIME", b"SMTPUTF8", b"DSN", b"BINARYMIME", b"REQUIRETLS")
+# Mechanisms that are bound to the TLS channel between client and backend, which we end (RFC 5929, RFC 4422).
+_UNRELAYABLE_MECHANISMS = (b"EXTERNAL",)
+
+Parameters = dict[bytes, bytes | None]
+
+
+def needs_of(parameters: Parameters) -> frozenset[bytes]:
+    """Keywords without which a backend cannot take a transaction with these MAIL (or RCPT) parameters."""
+    if not parameters:
+        return frozenset()
+    needs = set()
+    for name, value in parameters.items():
+        if name in RCPT_PARAMETERS:
+            needs.add(RCPT_PARAMETERS[name])
+        elif name == b"BODY":
+            kind = (value or b"").upper()
+            if kind == b"BINARYMIME":
+                needs.update((b"BINARYMIME", b"CHUNKING"))
+            elif kind == b"8BITMIME":
+                needs.add(b"8BITMIME")
+        elif name not in _COURTESIES:
+            needs.add(_MAIL_NEEDS[name])
+    return frozenset(needs)
+
+
+def common_offers(backends: list[dict[bytes, bytes] | None]) -> frozenset[bytes]:
+    """What all backends can do end to end, by what each last listed; nothing while one of them was never seen."""
+    if not backends or any(offers is None for offers in backends):
+        return frozenset()
+    common = {keyword for keyword in END_TO_END if all(offers and keyword in offers for offers in backends)}
+    if not all(offers and b"CHUNKING" in offers for offers in backends):
+        common.discard(b"BINARYMIME")  # RFC 3030 3: BINARYMIME goes by BDAT only
+    if b"8BITMIME" not in common:
+        common.discard(b"SMTPUTF8")  # RFC 6531 3.1
+    return frozenset(common)
+
+
+def common_mechanisms(backends: list[dict[bytes, bytes] | None]) -> list[bytes]:
+    """SASL mechanisms that every backend lists, in the first one's order, without those that cannot be relayed."""
+    if not backends or any(offers is None for offers in backends):
+        return []
+    lists = [(offers or {}).get(b"AUTH", b"").upper().split() for offers in backends]
+    return [
+        mechanism
+        for mechanism in lists[0]
+        if all(mechanism in other for other in lists[1:])
+        and not mechanism.endswith(b"-PLUS")
+        and mechanism not in _UNRELAYABLE_MECHANISMS
+    ]
+
+
+def size_limit(backends: list[dict[bytes, bytes] | None]) -> int | None:
+    """The largest SIZE of all; None if one has no fixed limit or was never seen."""
+    largest = 0
+    for offers in backends:
+        text = (offers or {}).get(b"SIZE", b"")
+        value = int(text) if _DIGITS.match(text) else 0
+        if value == 0:
+            return None
+        largest = max(largest, value)
+    return largest or None
 
 
 class Capabilities:
@@ -39,25 +115,47 @@ class Capabilities:
     def __contains__(self, keyword: bytes) -> bool:
         return keyword in self.keywords
 
-    def mail_parameters(self, parameters: dict[bytes, bytes | None]) -> bytes:
+    def mail_parameters(self, parameters: Parameters) -> bytes:
         """The parameters of a client's MAIL that this backend may be given, each with a blank before it.
 
-        Dropping BODY= is lawful towards a backend without 8BITMIME only because the body is not changed by us and
-        a 7-bit one needs no declaration; SIZE= is a courtesy.
+        BODY=7BIT is dropped towards a backend without 8BITMIME; anything else that matters was checked by needs_of().
         """
-        if not parameters:
-            return b""
+        return self._given(parameters, _MAIL_NEEDS)
+
+    def rcpt_parameters(self, parameters: Parameters) -> bytes:
+        return self._given(parameters, RCPT_PARAMETERS)
+
+    def _given(self, parameters: Parameters, needs: dict[bytes, bytes]) -> bytes:
         out = b""
         for name, value in parameters.items():
-            needs = MAIL_PARAMETER_NEEDS.get(name)
-            if needs is not None and needs in self.keywords:
+            if needs[name] in self.keywords or (name == b"BODY" and b"BINARYMIME" in self.keywords):
                 out += b" " + name if value is None else b" %s=%s" % (name, value)
         return out
 
 
-def ehlo_reply(hostname: bytes, size_limit_bytes: int | None) -> bytes:
-    """Our answer to EHLO. RFC 1870 3: SIZE 0 means that no fixed limit is in force."""
-    return b"250-%s\r\n250-PIPELINING\r\n250-SIZE %d\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n" % (
-        hostname,
-        size_limit_bytes or 0,
-    )
+def ehlo_reply(
+    hostname: bytes,
+    offers: frozenset[bytes],
+    *,
+    size_limit_bytes: int | None,
+    starttls: bool = False,
+    mechanisms: list[bytes] | None = None,
+    xclient: bool = False,
+    limits: bytes = b"",
+) -> bytes:
+    """Our answer to EHLO. PIPELINING, CHUNKING and ENHANCEDSTATUSCODES are hop by hop and always ours.
+
+    RFC 1870 3: SIZE 0 means that no fixed limit is in force.
+    """
+    words = [hostname, b"PIPELINING", b"SIZE %d" % (size_limit_bytes or 0)]
+    words.extend(keyword for keyword in END_TO_END if keyword in offers)
+    words.extend((b"CHUNKING", b"ENHANCEDSTATUSCODES"))
+    if starttls:
+        words.append(b"STARTTLS")
+    if mechanisms:
+        words.append(b"AUTH " + b" ".join(mechanisms))
+    if xclient:
+        words.append(b"XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT")
+    if limits:
+        words.append(b"LIMITS " + limits)
+    return b"".join(b"250-%s\r\n" % word for word in words[:-1]) + b"250 %s\r\n" % words[-1]

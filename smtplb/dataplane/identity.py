@@ -1,0 +1,110 @@
+"""Who a session's client is, in the words that backends take: PROXY header, XCLIENT, XFORWARD, Received.
+
+Owns the facts and their encoding. Does not own when they are told (opening.py, attempt.py).
+Invariant: every value is encoded by its protocol's rules; an unknown fact is said to be unknown, never left to the backend's guess.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from ipaddress import ip_address
+
+from smtplb.policy.routing import ClientAddress
+from smtplb.settings import IdentityMode
+from smtplb.smtp.identity import UNAVAILABLE, address_attribute
+from smtplb.smtp.proxy_header import build_v1, build_v2
+
+
+class Identity:
+    """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
+
+    __slots__ = (
+        "client",
+        "client_name",
+        "client_port",
+        "esmtp",
+        "helo",
+        "local",
+        "local_port",
+        "login",
+        "session_id",
+        "tls_cipher",
+        "tls_version",
+    )
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.client: ClientAddress | None = None
+        self.client_port = 0
+        self.client_name = b""  # only from a trusted XCLIENT: we make no DNS look-ups
+        self.local: ClientAddress | None = None
+        self.local_port = 0
+        self.helo = b""
+        self.esmtp = False
+        self.login = b""
+        self.tls_version = ""
+        self.tls_cipher = ""
+
+    def proxy_header(self, mode: IdentityMode) -> bytes | None:
+        """None where there is no client address to tell."""
+        if self.client is None or self.local is None:
+            return None
+        if mode is IdentityMode.PROXY_V1:
+            return build_v1(self.client, self.client_port, self.local, self.local_port)
+        return build_v2(
+            self.client,
+            self.client_port,
+            self.local,
+            self.local_port,
+            unique_id=self.session_id.encode("ascii"),
+            tls_version=self.tls_version.encode("ascii"),
+            tls_cipher=self.tls_cipher.encode("ascii"),
+        )
+
+    def xclient(self) -> dict[bytes, bytes]:
+        """Attributes for XCLIENT, not encoded. The name is unknown unless a trusted front told it: Postfix then shows "unknown"."""
+        known = self.client is not None
+        return {
+            b"NAME": self.client_name or UNAVAILABLE,
+            b"ADDR": address_attribute(str(self.client)) if known else UNAVAILABLE,
+            b"PORT": b"%d" % self.client_port if known else UNAVAILABLE,
+            b"PROTO": b"ESMTP" if self.esmtp else b"SMTP",
+            b"HELO": self.helo or UNAVAILABLE,
+            b"DESTADDR": address_attribute(str(self.local)) if self.local is not None else UNAVAILABLE,
+            b"DESTPORT": b"%d" % self.local_port if self.local is not None else UNAVAILABLE,
+            b"LOGIN": self.login or UNAVAILABLE,
+        }
+
+    def xforward(self) -> dict[bytes, bytes]:
+        known = self.client is not None
+        return {
+            b"NAME": self.client_name or UNAVAILABLE,
+            b"ADDR": address_attribute(str(self.client)) if known else UNAVAILABLE,
+            b"PORT": b"%d" % self.client_port if known else UNAVAILABLE,
+            b"PROTO": b"ESMTP" if self.esmtp else b"SMTP",
+            b"HELO": self.helo or UNAVAILABLE,
+            b"IDENT": self.session_id.encode("ascii"),
+            b"SOURCE": b"REMOTE",
+        }
+
+    def received_line(self, hostname: str, transaction_id: str, unix_time_s: float) -> bytes:
+        """RFC 5321 4.4. HELO is the client's word: only what RFC 5321 calls a domain or address literal is repeated."""
+        helo = self.helo.decode("ascii", "replace")
+        said = helo if helo and all(c.isalnum() or c in "-._:[]" for c in helo) else "unknown"
+        address = str(self.client) if self.client is not None else ""
+        literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
+        protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
+        protocol += "A" if self.login and self.esmtp else ""
+        return (
+            f"Received: from {said} ({literal})\r\n"
+            f"\tby {hostname} (smtplb) with {protocol} id {transaction_id};\r\n"
+            f"\t{formatdate(unix_time_s)}\r\n"
+        ).encode("ascii")
+
+    @staticmethod
+    def of_own(session_id: str, source: tuple[str, int], destination: tuple[str, int]) -> Identity:
+        """For checks with proxy-v1: the real addresses of the socket, since Postfix refuses UNKNOWN."""
+        own = Identity(session_id)
+        own.client, own.client_port = ip_address(source[0]), source[1]
+        own.local, own.local_port = ip_address(destination[0]), destination[1]
+        return own
