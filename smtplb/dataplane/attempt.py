@@ -158,7 +158,7 @@ class Attempt:
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
-    # -- the lease -----------------------------------------------------------------------------------------------------
+    # -- the lease ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         connection = self.backend.lease(self)
@@ -198,7 +198,7 @@ class Attempt:
         self._trial.attempt_failed(Trouble(Command.CONNECT, decision, failure.phase, failure.detail, None))
         self._trial.tell_client()
 
-    # -- commands ------------------------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------------------
 
     def _use(self, connection: Connection) -> None:
         """MAIL and every recipient that is not refused, in one write (design 4.2)."""
@@ -252,7 +252,7 @@ class Attempt:
             phase, attempt_deadline_s(now, timeout_s, self.budget_end_s, others_left=self.others_left)
         )
 
-    # -- leaving -------------------------------------------------------------------------------------------------------
+    # -- leaving -----------------------------------------------------------------------------------
 
     def leave(self, *, closing: bool) -> None:
         """Give the connection up as gently as the step allows; `closing`: it is of no further use.
@@ -285,7 +285,7 @@ class Attempt:
         else:
             self.backend.release(connection)
 
-    # -- replies -------------------------------------------------------------------------------------------------------
+    # -- replies -----------------------------------------------------------------------------------
 
     def reply_received(self, connection: Connection, token: object, reply: Reply) -> None:
         if self.step is Step.OVER:
@@ -387,7 +387,7 @@ class Attempt:
             Trouble(command, decision, phase, reply.text_line(), reply if relayable else None)
         )
 
-    # -- the connection's other words ------------------------------------------------------------------------------------
+    # -- the connection's other words --------------------------------------------------------------
 
     def connection_broken(self, connection: Connection, failure: Failure) -> None:
         self.connection = None

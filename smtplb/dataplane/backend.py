@@ -68,7 +68,7 @@ class Backend:
         self.reuse = {"new": 0, "reused": 0, "stale": 0}
         self.final_s = Histogram()
 
-    # -- what policies see ---------------------------------------------------------------------------------------------
+    # -- what policies see -------------------------------------------------------------------------
 
     @property
     def weight(self) -> int:
@@ -79,7 +79,7 @@ class Backend:
         """Attempts under way, those that wait for a connection included."""
         return len(self._leased) + len(self._seekers)
 
-    # -- leases --------------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------
 
     def lease(self, seeker: Seeker) -> Connection | None:
         """A kept connection at once, or None: then the seeker is told later, never inside this call."""
@@ -123,7 +123,7 @@ class Backend:
         connection.abort()
         self._open_for_seekers()
 
-    # -- state from the control plane ------------------------------------------------------------------------------------
+    # -- state from the control plane --------------------------------------------------------------
 
     def stand(self, standing: BackendStanding) -> None:
         """Take a new standing. A backend that the operator took out keeps no idle connection."""
@@ -159,7 +159,7 @@ class Backend:
             final=self.final_s.copy(),
         )
 
-    # -- owner of connections ----------------------------------------------------------------------------------------------
+    # -- owner of connections ----------------------------------------------------------------------
 
     def connection_ready(self, connection: Connection) -> None:
         self.reuse["new"] += 1
@@ -185,7 +185,7 @@ class Backend:
         self._forget(connection)
         self._open_for_seekers()
 
-    # -- inside ------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""

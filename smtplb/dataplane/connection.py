@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         self.replies = 0  # replies in this lease
         self.transaction_open = False  # MAIL was sent and not yet refused, ended or reset
 
-    # -- coming up ---------------------------------------------------------------------------------------------------
+    # -- coming up ---------------------------------------------------------------------------------
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start connecting. connection_ready or connection_failed follows, never inside this call."""
@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
     def _closed(self) -> bool:
         return self.state is State.CLOSED
 
-    # -- leases ------------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------
 
     @property
     def kept(self) -> bool:
@@ -291,7 +291,7 @@ class Connection(asyncio.Protocol):
         """No reply is due, no transaction is open, no half reply is held."""
         return not self._fifo and not self._unsent and not self.transaction_open and self._reader.empty
 
-    # -- ending ------------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     def quit(self) -> None:
         """QUIT, wait for the 221 (bounded), close; then connection_closed. Replies still due are swallowed.
@@ -359,7 +359,7 @@ class Connection(asyncio.Protocol):
             return
         self._fail(Reason.TIMEOUT, b"no answer in phase %s" % self._phase.encode())
 
-    # -- transport callbacks -------------------------------------------------------------------------------------------
+    # -- transport callbacks -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self.state is State.CLOSED:
@@ -399,7 +399,7 @@ class Connection(asyncio.Protocol):
         if self.holder is not None:
             self.holder.backend_writable(True)
 
-    # -- inside --------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _reply(self, reply: Reply) -> None:
         if self.greeting is None:

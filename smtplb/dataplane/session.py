@@ -92,7 +92,7 @@ class Session(asyncio.Protocol):
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
-    # -- transport callbacks -----------------------------------------------------------------------------------
+    # -- transport callbacks -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context = self._context
@@ -178,7 +178,7 @@ class Session(asyncio.Protocol):
             self.close_with(Refusal.IDLE)
             self._flush()
 
-    # -- what transaction and listener ask -----------------------------------------------------------------------
+    # -- what transaction and listener ask ---------------------------------------------------------
 
     def turn(self) -> None:
         """A transaction filled slots, or wants the body: write, and go on reading."""
@@ -212,7 +212,7 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     @property
     def _reply_due(self) -> bool:
@@ -254,7 +254,7 @@ class Session(asyncio.Protocol):
         if not self._closing:
             self._expect_input()
 
-    # -- replies (Channel) ---------------------------------------------------------------------------------------
+    # -- replies (Channel) -------------------------------------------------------------------------
 
     def answer(self, wire: bytes) -> None:
         """A reply of ours: at once, or behind those that are due."""
@@ -330,7 +330,7 @@ class Session(asyncio.Protocol):
         if self._closing and not transport.is_closing():
             transport.close()
 
-    # -- flow and time -------------------------------------------------------------------------------------------
+    # -- flow and time -----------------------------------------------------------------------------
 
     def _set_reading(self) -> None:
         """Read the socket unless what is held is enough, or the client does not read us."""
@@ -346,7 +346,7 @@ class Session(asyncio.Protocol):
         deadlines = self._context.runtime.deadlines
         deadlines.set(self, deadlines.clock() + self._context.settings.limits.idle_timeout_s)
 
-    # -- ending --------------------------------------------------------------------------------------------------
+    # -- ending ------------------------------------------------------------------------------------
 
     def _client_left(self) -> None:
         """Half-closed, and all that came was answered."""

@@ -100,7 +100,7 @@ class TlsStream(asyncio.Protocol):
         finally:
             self._end_turn()
 
-    # -- for the user: a transport ---------------------------------------------------------------------------------------
+    # -- for the user: a transport -----------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Protect and send; in one write with all else of this turn."""
@@ -176,7 +176,7 @@ class TlsStream(asyncio.Protocol):
         """The other side's certificate in DER, if it showed one."""
         return self._engine.getpeercert(binary_form=True)
 
-    # -- for the raw transport: a protocol --------------------------------------------------------------------------------
+    # -- for the raw transport: a protocol ---------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -210,7 +210,7 @@ class TlsStream(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._user.resume_writing()
 
-    # -- inside --------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _take(self, data: bytes) -> None:
         """Feed the engine piece by piece, so that its buffers stay small."""

@@ -116,7 +116,7 @@ class Transaction:
         self._asked_s = 0.0  # when the client asked what it waits for
         self._refused_by_us = False
 
-    # -- the session asks ------------------------------------------------------------------------------------------------
+    # -- the session asks --------------------------------------------------------------------------
 
     @property
     def in_body(self) -> bool:
@@ -208,7 +208,7 @@ class Transaction:
             self._leave(closing=False)
             self._end(TransactionOutcome.TEMPFAIL, "shutdown", Refusal.SHUTTING_DOWN.wire)
 
-    # -- attempts ----------------------------------------------------------------------------------------------------------
+    # -- attempts ----------------------------------------------------------------------------------
 
     def _seek(self) -> None:
         """Begin an attempt at the backend that the target chooses; with none left, answer."""
@@ -343,7 +343,7 @@ class Transaction:
             self._phase = _STEP_PHASE[attempt.step]
             attempt.leave(closing=closing)
 
-    # -- what attempts tell --------------------------------------------------------------------------------------------------
+    # -- what attempts tell ------------------------------------------------------------------------
 
     def answered_well(self, command: object) -> None:
         for suspicion in self._attempts.succeeded(command):
@@ -388,7 +388,7 @@ class Transaction:
         if self._client is not None:
             self._client.turn()
 
-    # -- body and final reply --------------------------------------------------------------------------------------------------
+    # -- body and final reply ----------------------------------------------------------------------
 
     def _check_body(self, relay: Relay) -> None:
         """A message that cannot be taken whatever follows: its end is awaited before the client is told (design 4.12)."""
@@ -455,7 +455,7 @@ class Transaction:
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def _answer_and_end(self, wire: bytes, cause: str, outcome: TransactionOutcome | None = None) -> None:
         assert self._slot is not None
@@ -494,7 +494,7 @@ class Transaction:
             )
         )
 
-    # -- telling about attempts ------------------------------------------------------------------------------------------------
+    # -- telling about attempts --------------------------------------------------------------------
 
     def _tell_failed(
         self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool

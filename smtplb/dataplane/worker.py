@@ -120,7 +120,7 @@ class Worker:
             backends=[backend.report() for pool in pools for backend in pool.backends.values()],
         )
 
-    # -- stopping ------------------------------------------------------------------------------------------------------------
+    # -- stopping ----------------------------------------------------------------------------------
 
     def _drain(self, within_s: float) -> None:
         sessions = [session for listener in self._listeners for session in listener.sessions]
