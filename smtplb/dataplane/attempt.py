@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
@@ -18,6 +19,7 @@ from smtplb.observe.events import Phase
 from smtplb.policy.outcome import (
     EARLY_REPLY,
     GARBLED_REPLY,
+    IDENTITY_REFUSED,
     IDLE_LOSS,
     Command,
     Decision,
@@ -28,7 +30,9 @@ from smtplb.policy.outcome import (
     classify_reply,
 )
 from smtplb.policy.retry import attempt_deadline_s
-from smtplb.smtp.commands import Parameters
+from smtplb.settings import IdentityMode
+from smtplb.smtp.extensions import Parameters
+from smtplb.smtp.identity import XFORWARD_NAMES, build_commands
 from smtplb.smtp.replies import Reply
 
 
@@ -48,13 +52,18 @@ class ReplySlot:
 class Recipient:
     """One RCPT. `slot` is filled once it was answered; `accepted` then tells how. Also the token of the command."""
 
-    __slots__ = ("accepted", "line", "path", "slot")
+    __slots__ = ("accepted", "parameters", "path", "slot")
 
-    def __init__(self, path: bytes, slot: ReplySlot) -> None:
+    def __init__(self, path: bytes, parameters: Parameters, slot: ReplySlot) -> None:
         self.path = path
+        self.parameters = parameters
         self.slot = slot
-        self.line = b"RCPT TO:<%s>\r\n" % path
         self.accepted = False
+
+    def line_for(self, connection: Connection) -> bytes:
+        if not self.parameters:
+            return b"RCPT TO:<%s>\r\n" % self.path
+        return b"RCPT TO:<%s>%s\r\n" % (self.path, connection.capabilities.rcpt_parameters(self.parameters))
 
 
 class Step(Enum):
@@ -87,6 +96,12 @@ class Trial(Protocol):
     sender: bytes
     parameters: Parameters
     recipients: list[Recipient]
+    binding: Binding
+    chunked: bool  # the client sends BDAT
+    trace_bytes: int  # length of the line that goes in front of the body
+
+    def suits(self, connection: Connection) -> bool:
+        """The backend has all that this transaction uses."""
 
     def answered_well(self, command: object) -> None:
         """2xx or 354 to `command` (Command.CONNECT: the connection came up)."""
@@ -99,8 +114,11 @@ class Trial(Protocol):
     def envelope_answered(self) -> None:
         """Every RCPT sent so far was answered."""
 
-    def body_wanted(self) -> None:
-        """354."""
+    def body_wanted(self, *, as_chunks: bool) -> None:
+        """354, or a backend that takes chunks and needs none. The one call that may come inside begin_body()."""
+
+    def unsuitable(self) -> None:
+        """The backend lacks an extension that this transaction uses. Nobody's fault; the attempt is left already."""
 
     def attempt_failed(self, trouble: Trouble) -> None:
         """Before our terminator. The attempt is still to be left (`leave`)."""
@@ -126,6 +144,7 @@ class Attempt:
         "_since_s",
         "_trial",
         "backend",
+        "binding",
         "budget_end_s",
         "connection",
         "deadline_bucket",
@@ -151,6 +170,7 @@ class Attempt:
         self.budget_end_s = budget_end_s
         self.others_left = others_left
         self.wants_fresh = wants_fresh
+        self.binding = trial.binding
         self.connection: Connection | None = None
         self.step = Step.SEEKING
         self._due = 0  # RCPT replies owed
@@ -193,27 +213,48 @@ class Attempt:
         self._opening_failed(Failure(Phase.CONNECT, Reason.TIMEOUT, b"no connection in time"))
 
     def _opening_failed(self, failure: Failure) -> None:
-        decision = classify_opening(failure.reason, failure.reply)
-        # The greeting of a backend is never an answer to a client's command: no reply to relay.
-        self._trial.attempt_failed(Trouble(Command.CONNECT, decision, failure.phase, failure.detail, None))
+        decision = classify_opening(failure.reason, failure.reply, identity_sent=failure.identity_sent)
+        # What a backend says before it was told of the client is no answer to the client: nothing to relay.
+        words = failure.reply if failure.identity_sent else None
+        self._trial.attempt_failed(Trouble(Command.CONNECT, decision, failure.phase, failure.detail, words))
         self._trial.tell_client()
 
     # -- commands ----------------------------------------------------------------------------------
 
     def _use(self, connection: Connection) -> None:
-        """MAIL and every recipient that is not refused, in one write (design 4.2)."""
+        """MAIL and every recipient that is not refused, in one write (design 4.2); XFORWARD in front of them."""
         self.connection = connection
         self.step = Step.ENVELOPE
         trial = self._trial
-        parameters = connection.capabilities.mail_parameters(trial.parameters) if trial.parameters else b""
-        group: list[tuple[object, bytes]] = [
-            (Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters))
-        ]
-        group.extend((r, r.line) for r in trial.recipients if r.slot.wire is None or r.accepted)
-        self._due = len(group) - 1
+        if not trial.suits(connection):
+            self.leave(closing=False)
+            trial.unsuitable()
+            return
+        group = self._xforward(connection)
+        group.append((Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, self._mail_parameters(connection))))
+        waiting = [r for r in trial.recipients if r.slot.wire is None or r.accepted]
+        group.extend((r, r.line_for(connection)) for r in waiting)
+        self._due = len(waiting)
         connection.transaction_open = True
         connection.send(group)
         self._expect(Phase.MAIL, self.backend.settings.timeouts.mail_s)
+
+    def _mail_parameters(self, connection: Connection) -> bytes:
+        parameters = self._trial.parameters
+        if not parameters:
+            return b""
+        size = parameters.get(b"SIZE")
+        if size is not None and self._trial.trace_bytes:
+            parameters = {**parameters, b"SIZE": b"%d" % (int(size) + self._trial.trace_bytes)}
+        return connection.capabilities.mail_parameters(parameters)
+
+    def _xforward(self, connection: Connection) -> list[tuple[object, bytes]]:
+        """Before each MAIL: Postfix forgets the attributes at the end of each transaction (XFORWARD_README)."""
+        if self.backend.settings.identity is not IdentityMode.XFORWARD:
+            return []
+        offered = frozenset(connection.capabilities.keywords[b"XFORWARD"].upper().split()) & XFORWARD_NAMES
+        commands = build_commands(b"XFORWARD", self.binding.identity.xforward(), offered)
+        return [(Command.IDENTITY, command) for command in commands]
 
     def rcpt(self, recipient: Recipient) -> None:
         """One more recipient. While no connection is there yet, it goes out with the others."""
@@ -221,17 +262,24 @@ class Attempt:
             return
         assert self.step is Step.ENVELOPE and self.connection is not None
         self._due += 1
-        self.connection.send([(recipient, recipient.line)])
+        self.connection.send([(recipient, recipient.line_for(self.connection))])
         self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
 
     @property
     def awaits_recipients(self) -> bool:
         return self.step is Step.SEEKING or self._due > 0
 
-    def data(self) -> None:
-        assert self.step is Step.ENVELOPE and self.connection is not None and not self._due
+    def begin_body(self) -> None:
+        """DATA, or, where client and backend both use chunks, nothing at all: the first BDAT needs no leave (RFC 3030 4.2)."""
+        connection = self.connection
+        assert self.step is Step.ENVELOPE and connection is not None and not self._due
+        if self._trial.chunked and b"CHUNKING" in connection.capabilities:
+            self.step = Step.BODY
+            connection.expect_until(Phase.BLOCK, NEVER)
+            self._trial.body_wanted(as_chunks=True)
+            return
         self.step = Step.DATA
-        self.connection.send([(Command.DATA, b"DATA\r\n")])
+        connection.send([(Command.DATA, b"DATA\r\n")])
         self._expect(Phase.DATA, self.backend.settings.timeouts.data_s)
 
     def terminator_leaves(self) -> None:
@@ -279,7 +327,8 @@ class Attempt:
         assert self.step is Step.FINAL and connection is not None
         self.step = Step.OVER
         self.connection = None
-        connection.transaction_open = False
+        # RFC 3030 4.2: after a refused chunk whose successors are still to be answered, RSET is due.
+        connection.transaction_open = not connection.fifo_empty
         if closing:
             self.backend.retire(connection)
         else:
@@ -305,6 +354,12 @@ class Attempt:
         elif token is Command.MAIL:
             self.backend.count_reply(Phase.MAIL, reply.code)
             self._mail_answered(connection, reply)
+        elif token is Command.BODY:
+            if reply.code >= 300:
+                self._chunk_refused(reply)
+        elif token is Command.IDENTITY:
+            if reply.code != 250:
+                self._fail(Command.IDENTITY, IDENTITY_REFUSED, Phase.MAIL, reply, relayable=False)
         else:
             self._spoke_unasked(reply)
 
@@ -343,7 +398,7 @@ class Attempt:
             self.step = Step.BODY
             self.connection.expect_until(Phase.BLOCK, NEVER)
             self._trial.answered_well(Command.DATA)
-            self._trial.body_wanted()
+            self._trial.body_wanted(as_chunks=False)
         elif reply.code < 400:
             self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply, relayable=False)
         else:
@@ -352,6 +407,16 @@ class Attempt:
 
     def _error_reply(self, command: object, kind: Command, reply: Reply) -> None:
         self._fail(command, self._decide(kind, reply), Phase(kind.value), reply, relayable=reply.code >= 400)
+
+    def _chunk_refused(self, reply: Reply) -> None:
+        """A chunk was not taken. If the last one is out already, this is the answer to the message: its own must follow suit."""
+        if self.step is Step.FINAL:
+            if reply.code < 400:
+                self._trial.final_missing(Reason.GARBLED, reply.text_line())
+            else:
+                self._trial.final_answered(reply)
+        else:
+            self._spoke_unasked(reply)
 
     def _spoke_unasked(self, reply: Reply) -> None:
         """A reply to nothing: before our terminator (design 4.6), or between commands (a 421, most of the time)."""

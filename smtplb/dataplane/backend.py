@@ -16,7 +16,7 @@ from smtplb.dataplane.runtime import Runtime
 from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
 from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
-from smtplb.settings import BackendSettings, BackTlsMode, BudgetSettings
+from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
@@ -50,16 +50,18 @@ class Backend:
         "final_s",
         "key",
         "offers",
+        "per_session",
         "replies",
         "reuse",
         "settings",
         "standing",
     )
 
-    def __init__(self, runtime: Runtime, settings: BackendSettings, budget: BudgetSettings) -> None:
+    def __init__(self, runtime: Runtime, settings: BackendSettings, pool: PoolSettings) -> None:
         self._runtime = runtime
         self.settings = settings
-        self.budget = budget
+        self.budget = pool.budget
+        self.per_session = pool.balance_per is BalancePer.SESSION
         self.key: BackendKey = settings.key
         self.standing = BackendStanding(
             BackendState.UNPROVEN, usable=False, last_resort=True, weight=settings.weight
@@ -89,6 +91,21 @@ class Backend:
     def in_flight(self) -> int:
         """Attempts under way, those that wait for a connection included."""
         return len(self._leased) + len(self._seekers)
+
+    @property
+    def verifies_tls(self) -> bool:
+        tls = self.settings.tls
+        return tls.mode in (BackTlsMode.REQUIRED, BackTlsMode.IMPLICIT) and tls.verify
+
+    def lacks(self, needs: frozenset[bytes], size_bytes: int) -> bool:
+        """By its last EHLO it cannot take a transaction that needs these; unknown counts as able, the lease will tell."""
+        offers = self.offers
+        if offers is None:
+            return False
+        if needs and not all(need in offers for need in needs):
+            return True
+        limit = offers.get(b"SIZE", b"")
+        return bool(size_bytes and limit.isdigit() and 0 < int(limit) < size_bytes)
 
     # -- leases ------------------------------------------------------------------------------------
 

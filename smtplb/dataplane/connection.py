@@ -361,6 +361,11 @@ class Connection(asyncio.Protocol):
         self._deadlines.set(self, deadline_s)
 
     @property
+    def fifo_empty(self) -> bool:
+        """No reply is due."""
+        return not self._fifo
+
+    @property
     def owes_nothing(self) -> bool:
         """No reply is due, no transaction is open, no half reply is held."""
         return not self._fifo and not self._unsent and not self.transaction_open and self._reader.empty

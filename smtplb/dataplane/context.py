@@ -6,27 +6,41 @@ Invariant: counters only grow; they are plain numbers, read when a report is ask
 
 from __future__ import annotations
 
+from smtplb.dataplane.certificates import FrontCertificates
 from smtplb.dataplane.replay import ReplayBudget
-from smtplb.dataplane.router import Router, Target
+from smtplb.dataplane.router import Router
 from smtplb.dataplane.runtime import Runtime
 from smtplb.messages import Histogram, ListenerReport
 from smtplb.observe.events import TransactionEnded, TransactionOutcome
-from smtplb.settings import BareNewline, ListenerSettings, TrafficSettings
-from smtplb.smtp.extensions import ehlo_reply
+from smtplb.settings import (
+    AuthMode,
+    BareNewline,
+    FrontTlsMode,
+    ListenerSettings,
+    OtherRoute,
+    TrafficSettings,
+)
+from smtplb.smtp.extensions import common_mechanisms, common_offers, ehlo_reply, size_limit
 
 
 class ListenerContext:
-    """Settings in the form the hot path wants, and counters."""
+    """Settings in the form the hot path wants, what may be offered now, and counters."""
 
     __slots__ = (
+        "_hostname",
+        "_mechanisms",
+        "_size_limit_bytes",
+        "_wires",
         "attempts",
+        "certificates",
         "durations_s",
-        "ehlo_wire",
         "greeting_wire",
         "hello_wire",
+        "hostname",
         "message_bytes",
         "message_size_limit_bytes",
         "name",
+        "offered",
         "refusals",
         "rejects_bare_newline",
         "replay_budget",
@@ -34,7 +48,7 @@ class ListenerContext:
         "runtime",
         "sessions_total",
         "settings",
-        "target",
+        "targets",
         "transactions",
     )
 
@@ -51,20 +65,75 @@ class ListenerContext:
         self.router = router
         self.settings = settings
         self.name = settings.name
+        self.hostname = traffic.hostname
         self.attempts = traffic.attempts
         self.message_size_limit_bytes = settings.limits.message_size_bytes
         self.rejects_bare_newline = settings.bare_newline is BareNewline.REJECT
         self.replay_budget = replay_budget
-        self.target: Target = router.targets[settings.target]
+        self.targets = router.reachable(settings.target)
+        self.certificates = (
+            FrontCertificates(settings.tls) if settings.tls.mode is not FrontTlsMode.OFF else None
+        )
         self.greeting_wire = b"220 %s ESMTP\r\n" % hostname
         self.hello_wire = b"250 %s\r\n" % hostname
-        self.ehlo_wire = ehlo_reply(hostname, settings.limits.message_size_bytes)
+        # what backends let us offer
+        self._hostname = hostname
+        self._mechanisms: list[bytes] = []
+        self._size_limit_bytes: int | None = None
+        self._wires: dict[tuple[bool, bool, bool], bytes] = {}
+        self.offered: frozenset[bytes] = frozenset()
+        self.refresh()
         # counters
         self.sessions_total = 0
         self.message_bytes = 0
         self.refusals: dict[str, int] = {}
         self.transactions: dict[tuple[str, TransactionOutcome], int] = {}
         self.durations_s: dict[str, Histogram] = {}
+
+    @property
+    def usable(self) -> bool:
+        """At least one target has a usable backend."""
+        return any(target.usable for target in self.targets)
+
+    def refresh(self) -> None:
+        """After a snapshot: offer what every backend that mail can reach from here has (design: extensions)."""
+        backends = [backend for target in self.targets for backend in target.backends]
+        offers = [backend.offers for backend in backends]
+        common = common_offers(offers)
+        if not all(backend.verifies_tls for backend in backends):
+            common -= {b"REQUIRETLS"}  # RFC 8689 4.2.1: only over verified TLS, end to end
+        self.offered = common | {b"SIZE"}
+        self._mechanisms = common_mechanisms(offers) if self.settings.auth is AuthMode.RELAY else []
+        if self._mechanisms:
+            self.offered |= {b"AUTH"}
+        limits = [limit for limit in (self.message_size_limit_bytes, size_limit(offers)) if limit is not None]
+        self._size_limit_bytes = min(limits) if limits else None
+        self._wires.clear()
+
+    def mechanisms(self, *, tls: bool) -> list[bytes]:
+        """AUTH is for TLS only (NO STARTTLS, USENIX Security 2021), but for a loopback listener that says otherwise."""
+        return self._mechanisms if tls or self.settings.auth_without_tls else []
+
+    def ehlo_wire(self, *, tls: bool, authenticated: bool, xclient: bool) -> bytes:
+        key = (tls, authenticated, xclient)
+        wire = self._wires.get(key)
+        if wire is None:
+            offered = self.offered if tls else self.offered - {b"REQUIRETLS"}
+            wire = self._wires[key] = ehlo_reply(
+                self._hostname,
+                offered,
+                size_limit_bytes=self._size_limit_bytes,
+                starttls=not tls and self.certificates is not None,
+                mechanisms=[] if authenticated else self.mechanisms(tls=tls),
+                xclient=xclient,
+                limits=self._limits(),
+            )
+        return wire
+
+    def _limits(self) -> bytes:
+        """RFC 9422: where recipients of several domains would be deferred, say so beforehand."""
+        routed = len(self.targets) > 1 and self.settings.other_route is OtherRoute.DEFER
+        return b"RCPTMAX=%d RCPTDOMAINMAX=1" % self.settings.limits.recipients if routed else b""
 
     def refused(self, label: str) -> None:
         self.refusals[label] = self.refusals.get(label, 0) + 1

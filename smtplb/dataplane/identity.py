@@ -6,7 +6,6 @@ Invariant: every value is encoded by its protocol's rules; an unknown fact is sa
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from ipaddress import ip_address
 
 from smtplb.policy.routing import ClientAddress
@@ -87,7 +86,7 @@ class Identity:
             b"SOURCE": b"REMOTE",
         }
 
-    def received_line(self, hostname: str, transaction_id: str, unix_time_s: float) -> bytes:
+    def received_line(self, hostname: str, transaction_id: str, date: str) -> bytes:
         """RFC 5321 4.4. HELO is the client's word: only what RFC 5321 calls a domain or address literal is repeated."""
         helo = self.helo.decode("ascii", "replace")
         said = helo if helo and all(c.isalnum() or c in "-._:[]" for c in helo) else "unknown"
@@ -98,7 +97,7 @@ class Identity:
         return (
             f"Received: from {said} ({literal})\r\n"
             f"\tby {hostname} (smtplb) with {protocol} id {transaction_id};\r\n"
-            f"\t{formatdate(unix_time_s)}\r\n"
+            f"\t{date}\r\n"
         ).encode("ascii")
 
     @staticmethod

@@ -34,7 +34,7 @@ class Pool:
         self._runtime = runtime
         self.settings = settings
         self.backends: dict[str, Backend] = {
-            b.name: Backend(runtime, b, settings.budget) for b in settings.backends
+            b.name: Backend(runtime, b, settings) for b in settings.backends
         }
         self._balancer: Balancer[Backend] = balancer(settings.policy)
         self._first: list[Backend] = []

@@ -1,7 +1,7 @@
-"""From a target to the backend of the next attempt.
+"""From the facts of a recipient to a target, and from a target to the backend of the next attempt.
 
-Owns the pools and groups of a worker, and in which order a target's pools are asked. Does not own shares (the control plane
-sends them), picks inside a pool (pool.py), or attempts (transaction.py).
+Owns the pools, groups and routes of a worker, and in which order a target's pools are asked. Does not own shares (the
+control plane sends them), conditions (policy/routing.py), picks inside a pool (pool.py), or attempts (transaction.py).
 Invariant: a snapshot is applied whole; a choice is never a backend that is in `skip`.
 """
 
@@ -16,6 +16,9 @@ from smtplb.messages import Snapshot
 from smtplb.observe.events import Phase
 from smtplb.policy.balance import Weighted
 from smtplb.policy.outcome import Reason
+from smtplb.policy.routing import Facts, holds
+from smtplb.settings import Condition, RefuseReply, RouteSettings
+from smtplb.smtp.address import is_postmaster
 
 
 class _Share:
@@ -63,6 +66,10 @@ class Target:
     def usable(self) -> bool:
         return any(pool.usable for pool in self._order)
 
+    @property
+    def backends(self) -> list[Backend]:
+        return [backend for pool in self._order for backend in pool.backends.values()]
+
     def choose(self, skip: Collection[Backend]) -> Backend | None:
         """The backend for the next attempt: by share first, then any usable one in order of preference, then, while
         nothing at all is usable, one that is down or ejected."""
@@ -93,15 +100,44 @@ class Target:
         )
 
 
+class Route:
+    """Ordered rules; the first that holds decides."""
+
+    __slots__ = ("_last", "_rules", "targets")
+
+    def __init__(self, settings: RouteSettings, targets: dict[str, Target]) -> None:
+        self._rules: list[tuple[Condition | None, Target | RefuseReply]] = []
+        self.targets: list[Target] = []
+        for rule in settings.rules:
+            if rule.target is not None:
+                target = targets[rule.target]
+                self._rules.append((rule.when, target))
+                if target not in self.targets:
+                    self.targets.append(target)
+            elif rule.refuse is not None:
+                self._rules.append((rule.when, rule.refuse))
+        # RCPT TO:<postmaster> has no domain to go by: the last `to` takes it.
+        self._last = next(where for _, where in reversed(self._rules) if isinstance(where, Target))
+
+    def decide(self, facts: Facts) -> Target | RefuseReply:
+        if is_postmaster(facts.recipient):
+            return self._last
+        for when, where in self._rules:
+            if when is None or holds(when, facts):
+                return where
+        return self._last  # config sees to it that the last rule has no `when`
+
+
 class Router:
     """All targets by name."""
 
-    __slots__ = ("_runtime", "generation", "pools", "targets")
+    __slots__ = ("_runtime", "generation", "pools", "routes", "targets")
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.pools: dict[str, Pool] = {}
         self.targets: dict[str, Target] = {}
+        self.routes: dict[str, Route] = {}
         self.generation = 0
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -116,7 +152,18 @@ class Router:
             self.targets.setdefault(group, Target()).apply(
                 [(self.pools[pool], share) for pool, share in shares]
             )
+        if not self.routes:
+            self.routes = {route.name: Route(route, self.targets) for route in snapshot.traffic.routes}
         self.generation = snapshot.generation
+
+    def reachable(self, name: str) -> list[Target]:
+        """Every target that mail to `name` (pool, group or route) can end at."""
+        route = self.routes.get(name)
+        return route.targets if route is not None else [self.targets[name]]
+
+    def decide(self, name: str, facts: Facts) -> Target | RefuseReply:
+        route = self.routes.get(name)
+        return route.decide(facts) if route is not None else self.targets[name]
 
     def lease_waited(self, pool: str, seconds: float) -> None:
         self.pools[pool].lease_wait_s.observe(seconds)

@@ -7,8 +7,10 @@ Invariant: nothing here blocks; `emit` never raises into the data path.
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Callable
+from email.utils import formatdate
 
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.observe.events import Event, Notice
@@ -17,7 +19,7 @@ from smtplb.observe.events import Event, Notice
 class Runtime:
     """One for each worker. `session_prefix` makes ids of workers and restarts differ."""
 
-    __slots__ = ("_serial", "deadlines", "emit", "hello", "loop", "session_prefix")
+    __slots__ = ("_date", "_date_at", "_serial", "deadlines", "emit", "hello", "loop", "session_prefix")
 
     def __init__(
         self,
@@ -34,6 +36,15 @@ class Runtime:
         self.hello = hello
         self.session_prefix = session_prefix
         self._serial = 0
+        self._date_at = 0
+        self._date = ""
+
+    def date(self) -> str:
+        """Now, as RFC 5322 3.3 writes it; made once a second."""
+        now = int(time.time())
+        if now != self._date_at:
+            self._date_at, self._date = now, formatdate(now)
+        return self._date
 
     def new_session_id(self) -> str:
         self._serial += 1

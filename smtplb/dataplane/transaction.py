@@ -12,21 +12,21 @@ from typing import Protocol
 
 from smtplb.dataplane.attempt import Attempt, Recipient, ReplySlot, Step, Trouble
 from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.binding import Binding
+from smtplb.dataplane.connection import Connection
 from smtplb.dataplane.context import ListenerContext
-from smtplb.dataplane.relay import Relay
-from smtplb.observe.events import (
-    AttemptFailed,
-    AttemptOutcome,
-    BackendBlamed,
-    Phase,
-    TransactionEnded,
-    TransactionOutcome,
-)
+from smtplb.dataplane.relay import Relay, Trace
+from smtplb.dataplane.reporting import Reporter
+from smtplb.dataplane.router import Target
+from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.outcome import Blame, Command, Reason
-from smtplb.policy.refusal import START_BODY, Refusal
-from smtplb.policy.retry import Attempts, Next, Suspicion
-from smtplb.smtp.commands import Parameters
+from smtplb.policy.refusal import CHUNK_TAKEN, START_BODY, Refusal
+from smtplb.policy.retry import Attempts, Next
+from smtplb.smtp.extensions import Parameters, needs_of
 from smtplb.smtp.replies import Reply
+
+MAX_RECEIVED_OWN = 3  # our own trace lines in a message: it has come round
+MAX_RECEIVED_ALL = 50  # RFC 5321 6.3: at least 100 hops is a large number; Postfix hopcount_limit 50
 
 
 class Client(Protocol):
@@ -35,6 +35,7 @@ class Client(Protocol):
     id: str
     client_text: str
     half_closed: bool  # it has sent all it will
+    binding: Binding
 
     def turn(self) -> None:
         """Slots were filled, or the body is wanted: write, and go on reading."""
@@ -53,7 +54,7 @@ _STEP_PHASE = {
 
 
 class Transaction:
-    """See the module. The session calls recipient, data, body, reset, client_gone and cut; attempts call the rest."""
+    """See the module. The dialogue calls recipient, data, body or chunks, reset, client_gone and cut; attempts call the rest."""
 
     __slots__ = (
         "_answer",
@@ -62,23 +63,25 @@ class Transaction:
         "_attempts",
         "_backend",
         "_client",
-        "_client_text",
         "_context",
-        "_helo",
-        "_id",
+        "_needs",
         "_phase",
         "_refused_by_us",
         "_relay",
-        "_session_id",
+        "_reporter",
         "_skip",
         "_slot",
-        "_started_s",
+        "_trace",
         "accepted",
+        "binding",
+        "chunked",
         "ended",
         "parameters",
         "recipients",
         "refused",
         "sender",
+        "target",
+        "trace_bytes",
     )
 
     def __init__(
@@ -92,45 +95,65 @@ class Transaction:
     ) -> None:
         self._context = context
         self._client: Client | None = client
-        self._session_id = client.id
-        self._id = f"{client.id}.{serial}"
-        self._client_text = client.client_text
-        self._helo = helo
-        self._started_s = context.runtime.deadlines.clock()
+        self.binding = client.binding
+        self._reporter = Reporter(context, client.id, serial, client.client_text, helo)
         self.sender = sender
         self.parameters = parameters
+        self._needs = needs_of(parameters)
         self.recipients: list[Recipient] = []
         self.accepted = 0
         self.refused = 0
         self.ended = False
-        self._slot: ReplySlot | None = None  # of DATA, then of the final reply
-        self._answer: bytes | None = (
-            None  # no attempt is left: what the client hears to all that follows (design 4.8)
-        )
+        self.chunked = False  # BDAT, not DATA
+        self.target: Target | None = None  # fixed by the first accepted recipient (design 5)
+        self._slot: ReplySlot | None = None  # of DATA or the first BDAT, then of the final reply
+        self._answer: bytes | None = None  # no attempt is left: what the client hears to all that follows (design 4.8)
+        self._refused_by_us = False
         self._relay: Relay | None = None  # from the first 354 on
+        self._trace: Trace | None = None
+        self.trace_bytes = 0
         self._attempts = Attempts(context.attempts)
-        self._skip: list[Backend] = []  # asked already
+        self._skip: list[Backend] = []  # asked already, or of no use to this transaction
         self._attempt: Attempt | None = None
         self._backend: Backend | None = None  # of the present or last attempt
-        self._phase = Phase.MAIL  # the last one reached
         self._asked_s = 0.0  # when the client asked what it waits for
-        self._refused_by_us = False
+        self._phase = Phase.MAIL  # the last one reached
 
-    # -- the session asks --------------------------------------------------------------------------
+    # -- the dialogue asks --------------------------------------------------------------------------
 
     @property
     def in_body(self) -> bool:
-        """354 was said and the end of data has not been read."""
+        """354 was said, or chunks are coming, and the end of the message has not been read."""
         return self._relay is not None and not self._relay.ended
 
     @property
     def terminator_left(self) -> bool:
         return self._attempt is not None and self._attempt.step is Step.FINAL
 
-    def recipient(self, path: bytes, slot: ReplySlot) -> None:
-        """RCPT, after the relay guard. The slot is filled now or later."""
-        recipient = Recipient(path, slot)
+    @property
+    def size_bytes(self) -> int:
+        """As declared with SIZE=; 0 if it was not."""
+        return int(self.parameters.get(b"SIZE") or 0)
+
+    @property
+    def declared_binary(self) -> bool:
+        return (self.parameters.get(b"BODY") or b"").upper() == b"BINARYMIME"
+
+    @property
+    def target_open(self) -> bool:
+        """No recipient has fixed the target yet, and none is about to."""
+        return self.accepted == 0 and (self._attempt is None or not self._attempt.awaits_recipients)
+
+    def recipient(self, path: bytes, parameters: Parameters, target: Target, slot: ReplySlot) -> None:
+        """RCPT, after relay guard and route. The slot is filled now or later."""
+        recipient = Recipient(path, parameters, slot)
         self.recipients.append(recipient)
+        if parameters:
+            self._needs |= needs_of(parameters)
+        if self.target is not target and self.target_open:
+            self._retarget(target)
+        if self._answer is None and self.binding.verdict is not None:
+            self._answer = self.binding.verdict
         if self._answer is not None:
             self._refuse(recipient, self._answer)
             return
@@ -144,42 +167,90 @@ class Transaction:
             attempt.budget_end_s = self._asked_s + attempt.backend.budget.rcpt_s
         attempt.rcpt(recipient)
 
+    def _retarget(self, target: Target) -> None:
+        """Nobody was accepted where the recipients before went: this one starts afresh."""
+        self._leave(closing=False)
+        self.target = target
+        self._attempt = None
+        self._attempts = Attempts(self._context.attempts)
+        self._skip = []
+        self._answer = None
+
     def data(self, slot: ReplySlot) -> None:
         """DATA, after every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
         self._slot = slot
-        if not self.accepted:
-            # RFC 5321 4.1.1.4 leaves 503 or 554; where a recipient only has to wait the message does too.
-            waits = any(r.slot.wire is not None and r.slot.wire[:1] == b"4" for r in self.recipients)
-            refusal = Refusal.NO_RECIPIENTS_NOW if waits else Refusal.NO_VALID_RECIPIENTS
+        refusal = self._no_recipient()
+        if refusal is not None:
             self._leave(closing=False)
             self._answer_and_end(refusal.wire, "no recipient was taken", TransactionOutcome.REFUSED)
         elif self._answer is not None:
             self._answer_and_end(self._answer, "no attempt left")
         else:
-            attempt = self._attempt
-            assert attempt is not None
-            self._asked_s = self._context.runtime.deadlines.clock()
-            if attempt.step is Step.ENVELOPE and not attempt.awaits_recipients:
-                attempt.budget_end_s = self._asked_s + attempt.backend.budget.data_s
-                attempt.data()
-            # else a new attempt is coming up: DATA follows when its envelope was answered
+            self._begin_body()
+
+    def open_chunks(self, slot: ReplySlot) -> None:
+        """The first BDAT. The slot is filled with nothing once octets may be read; what they come to is said per chunk."""
+        self._slot = slot
+        self.chunked = True
+        refusal = self._no_recipient()
+        if refusal is not None:
+            self._leave(closing=False)
+            self._answer, self._refused_by_us = refusal.wire, True
+        if self._answer is not None:
+            self._relay = Relay(self._context.replay_budget, None, chunked=True, binary=True)
+            self._relay.forgo_replay()
+            slot.fill(b"")
+        else:
+            self._begin_body()
+
+    def _no_recipient(self) -> Refusal | None:
+        """RFC 5321 4.1.1.4 leaves 503 or 554; where a recipient only has to wait, so has the message."""
+        if self.accepted:
+            return None
+        waits = any(r.slot.wire is not None and r.slot.wire[:1] == b"4" for r in self.recipients)
+        return Refusal.NO_RECIPIENTS_NOW if waits else Refusal.NO_VALID_RECIPIENTS
+
+    def _begin_body(self) -> None:
+        attempt = self._attempt
+        assert attempt is not None
+        self._asked_s = self._context.runtime.deadlines.clock()
+        if attempt.step is Step.ENVELOPE and not attempt.awaits_recipients:
+            attempt.budget_end_s = self._asked_s + attempt.backend.budget.data_s
+            attempt.begin_body()
+        # else a new attempt is coming up: the body follows when its envelope was answered
 
     def body(self, data: bytes) -> bytes:
-        """Message content as it came; what is behind the end of data is given back, and `in_body` is then False."""
+        """Content behind DATA as it came; what is behind the end of data is given back, and `in_body` is then False."""
         relay = self._relay
         assert relay is not None
-        chunk, rest = relay.feed(data)
-        if self._answer is None:
-            self._check_body(relay)
+        piece, rest = relay.feed(data)
+        self._check_body(relay)
         if relay.ended:
             self._slot = ReplySlot()
-            self._body_ended(relay, chunk)
-        elif chunk and self._answer is None:
-            relay.send(chunk)
-            if relay.connection is None and not relay.replayable:
-                self._leave(closing=False)
-                self._stick(Refusal.BACKEND_LOST.wire)
+            self._body_ended(relay, piece)
+        else:
+            self._pass_on(relay, piece)
         return rest
+
+    def chunk(self, octets: bytes) -> None:
+        """Octets of a BDAT chunk."""
+        relay = self._relay
+        assert relay is not None
+        piece = relay.feed_chunk(octets)
+        self._check_body(relay)
+        self._pass_on(relay, piece)
+
+    def chunk_ended(self, slot: ReplySlot, octets: int, *, last: bool) -> None:
+        """All octets of a chunk were read. The slot is filled now, or, for the last one, with the final reply."""
+        relay = self._relay
+        assert relay is not None
+        if not last:
+            slot.fill(CHUNK_TAKEN % octets if self._answer is None else self._answer)
+            return
+        self._slot = slot
+        piece = relay.end_chunks()
+        self._check_body(relay)
+        self._body_ended(relay, piece)
 
     @property
     def slot(self) -> ReplySlot:
@@ -188,8 +259,8 @@ class Transaction:
         return self._slot
 
     def reset(self, cause: str) -> None:
-        """RSET, HELO, EHLO or QUIT between commands."""
-        assert not self.in_body and not self.terminator_left
+        """RSET, HELO, EHLO or QUIT between commands; between two chunks, too."""
+        assert not self.terminator_left
         self._leave(closing=False)
         self._end(TransactionOutcome.ABORTED, cause, b"")
 
@@ -208,39 +279,89 @@ class Transaction:
             self._leave(closing=False)
             self._end(TransactionOutcome.TEMPFAIL, "shutdown", Refusal.SHUTTING_DOWN.wire)
 
-    # -- attempts ----------------------------------------------------------------------------------
+    # -- attempts -----------------------------------------------------------------------------------
 
     def _seek(self) -> None:
-        """Begin an attempt at the backend that the target chooses; with none left, answer."""
-        backend = self._context.target.choose(self._skip) if self._may_start() else None
+        """Begin an attempt at the backend that is chosen; with none left, answer."""
+        backend = self._choose() if self._may_start() else None
         if backend is None:
             self._stick(Refusal.NO_BACKEND.wire)
             return
         self._skip.append(backend)
         self._begin(backend, wants_fresh=False)
 
+    def _choose(self) -> Backend | None:
+        binding, target = self.binding, self.target
+        assert target is not None
+        if binding.pinned is not None:
+            # The one that authenticated the client, on the connection on which it did (design 4.2).
+            return binding.pinned if binding.pinned in binding.kept and not self._skip else None
+        sticky = binding.sticky
+        if sticky is not None and sticky not in self._skip and sticky.standing.usable and self._able(sticky):
+            return sticky if sticky in target.backends else target.choose(self._skip)
+        while True:
+            backend = target.choose(self._skip)
+            if backend is None or self._able(backend):
+                return backend
+            self._skip.append(backend)  # it lacks what this transaction uses: nobody's fault
+
+    def _able(self, backend: Backend) -> bool:
+        return not backend.lacks(self._needs, self.size_bytes) and (
+            b"REQUIRETLS" not in self._needs or backend.verifies_tls
+        )
+
+    def suits(self, connection: Connection) -> bool:
+        return all(need in connection.capabilities for need in self._needs)
+
+    def unsuitable(self) -> None:
+        self._next_attempt_or(Refusal.NO_BACKEND)
+
     def _begin(self, backend: Backend, *, wants_fresh: bool) -> None:
-        attempts = self._attempts
+        attempts, target = self._attempts, self.target
+        assert target is not None
         attempts.begin(backend.key)
         self._backend = backend
+        if backend.per_session:
+            self.binding.sticky = backend
+        if self._trace is None and backend.settings.adds_received:
+            self._make_trace()
         self._attempt = Attempt(
             self._context,
             self,
             backend,
             budget_end_s=self._asked_s
             + (backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s),
-            others_left=attempts.count < attempts.limit and self._context.target.others_left(self._skip),
+            others_left=attempts.count < attempts.limit and target.others_left(self._skip),
             wants_fresh=wants_fresh,
         )
         self._attempt.start()
+
+    def _make_trace(self) -> None:
+        """Once, so that a replay sends the same bytes."""
+        context = self._context
+        line = self.binding.identity.received_line(
+            context.hostname, self._reporter.transaction_id, context.runtime.date()
+        )
+        self._trace = Trace(line, context.hostname)
+        self.trace_bytes = len(line)
 
     def _may_start(self) -> bool:
         """Nobody starts a further attempt for a client that is gone or has half-closed (design 4.6)."""
         return self._client is not None and not (self._client.half_closed and self._attempts.count)
 
     def _can_repeat(self) -> bool:
-        """All that the client said so far can be said again."""
-        return self._may_start() and (self._relay is None or self._relay.replayable)
+        """All that the client said so far can be said again, and to somebody: an authenticated session has one backend only."""
+        return (
+            self._may_start()
+            and self.binding.pinned is None
+            and (self._relay is None or self._relay.replayable)
+        )
+
+    def _another_left(self) -> bool:
+        target = self.target
+        return (
+            target is not None and self._can_repeat() and target.others_or_last_resort_left(self._skip)
+        )
 
     def attempt_failed(self, trouble: Trouble) -> None:
         """The one place where an attempt gives way to the next one or to an answer."""
@@ -248,11 +369,11 @@ class Transaction:
         assert attempt is not None
         self._phase = trouble.phase
         has_reply = trouble.reply is not None
-        following = self._attempts.after(attempt.backend.key, trouble.command, decision, has_reply=has_reply)
-        if (following is Next.SAME_FRESH and not self._can_repeat()) or (
-            following is Next.OTHER
-            and not (self._can_repeat() and self._context.target.others_or_last_resort_left(self._skip))
-        ):
+        following = self._attempts.after(
+            attempt.backend.key, trouble.command, decision, has_reply=has_reply
+        )
+        possible = {Next.SAME_FRESH: self._can_repeat, Next.OTHER: self._another_left}.get(following)
+        if possible is not None and not possible():
             following = Attempts.without_other(decision, has_reply=has_reply)
         command = trouble.command
         if following is Next.RELAY and isinstance(command, Recipient) and command.accepted:
@@ -260,29 +381,41 @@ class Transaction:
         elif following is Next.RELAY:
             self._relay_words(trouble)
         else:
-            outcome = AttemptOutcome.REPLACED if following is Next.SAME_FRESH else AttemptOutcome.FAULT
-            self._tell_failed(
-                outcome, trouble.phase, decision.reason, trouble.detail, decision.blame is Blame.AT_ONCE
+            fresh = following is Next.SAME_FRESH
+            self._reporter.attempt_failed(
+                attempt.backend,
+                AttemptOutcome.REPLACED if fresh else AttemptOutcome.FAULT,
+                trouble.phase,
+                decision.reason,
+                trouble.detail,
+                blamed=decision.blame is Blame.AT_ONCE,
             )
             self._leave(closing=decision.closing)
             if following is Next.GIVE_UP:
                 self._stick(_REFUSAL_OF.get(decision.reason, Refusal.NO_BACKEND).wire)
             else:
-                self._next_attempt(
-                    attempt.backend, trouble.phase, decision.reason, fresh=following is Next.SAME_FRESH
-                )
+                self._next_attempt(attempt.backend, trouble.phase, decision.reason, fresh=fresh)
 
     def _next_attempt(self, failed: Backend, phase: Phase, reason: Reason, *, fresh: bool) -> None:
         self._context.router.retried(failed.settings.pool, phase, reason)
-        if self.in_body and self._client is not None:
-            self._client.backend_writable(
-                False
-            )  # the client's body waits until the new attempt has caught up
+        self._hold_body()
         if fresh:
             failed.reuse["stale"] += 1
             self._begin(failed, wants_fresh=True)
         else:
             self._seek()
+
+    def _next_attempt_or(self, refusal: Refusal) -> None:
+        if self._attempts.count < self._attempts.limit and self._another_left():
+            self._hold_body()
+            self._seek()
+        else:
+            self._stick(refusal.wire)
+
+    def _hold_body(self) -> None:
+        """The client's body waits until the new attempt has caught up."""
+        if self.in_body and self._client is not None:
+            self._client.backend_writable(False)
 
     def _relay_words(self, trouble: Trouble) -> None:
         """The backend's own words answer the command, and, where they end all, everything that follows."""
@@ -293,25 +426,21 @@ class Transaction:
             self._refuse(command, wire)
             attempt.settle()
             return
+        if command is Command.CONNECT:
+            self.binding.verdict = wire  # about the client: for every RCPT of the session (design 4.4)
         attempt.backend.attempts[AttemptOutcome.VERDICT] += 1
-        attempt.leave(closing=trouble.decision.closing)
+        self._leave(closing=trouble.decision.closing)
         self._stick(wire)
 
     def _mismatch(self, trouble: Trouble) -> None:
         """A replay got another answer than the client was given: undo there, try the next, blame nobody (design 4.5)."""
         attempt = self._attempt
         assert attempt is not None
-        self._tell_failed(AttemptOutcome.ABANDONED, trouble.phase, Reason.MISMATCH, trouble.detail, False)
+        self._reporter.attempt_failed(
+            attempt.backend, AttemptOutcome.ABANDONED, trouble.phase, Reason.MISMATCH, trouble.detail
+        )
         self._leave(closing=trouble.decision.closing)
-        target = self._context.target
-        if (
-            self._attempts.count < self._attempts.limit
-            and self._can_repeat()
-            and target.others_or_last_resort_left(self._skip)
-        ):
-            self._next_attempt(attempt.backend, trouble.phase, Reason.MISMATCH, fresh=False)
-        else:
-            self._stick(Refusal.REPLAY_FAILED.wire)
+        self._next_attempt_or(Refusal.REPLAY_FAILED)
 
     def _stick(self, wire: bytes) -> None:
         """No attempt is left: `wire` answers what is due now and all that follows in this transaction (design 4.8)."""
@@ -327,6 +456,10 @@ class Transaction:
                 self._answer_and_end(wire, "no attempt left")
             elif self._client is not None:
                 self._client.backend_writable(True)  # the rest of the body is read and thrown away
+        elif self.chunked:
+            assert self._slot is not None
+            self._relay = Relay(self._context.replay_budget, None, chunked=True, binary=True)
+            self._slot.fill(b"")
         elif self._slot is not None:
             self._answer_and_end(wire, "no attempt left")
 
@@ -343,11 +476,11 @@ class Transaction:
             self._phase = _STEP_PHASE[attempt.step]
             attempt.leave(closing=closing)
 
-    # -- what attempts tell ------------------------------------------------------------------------
+    # -- what attempts tell -------------------------------------------------------------------------
 
     def answered_well(self, command: object) -> None:
         for suspicion in self._attempts.succeeded(command):
-            self._blame(suspicion)
+            self._reporter.proven(suspicion)
 
     def recipient_accepted(self, recipient: Recipient, reply: Reply) -> None:
         recipient.accepted = True
@@ -363,18 +496,20 @@ class Transaction:
             attempt = self._attempt
             assert attempt is not None
             attempt.budget_end_s = self._asked_s + attempt.backend.budget.data_s
-            attempt.data()
+            attempt.begin_body()
 
-    def body_wanted(self) -> None:
+    def body_wanted(self, *, as_chunks: bool) -> None:
         attempt, relay = self._attempt, self._relay
         assert attempt is not None and attempt.connection is not None
         if relay is None:
             assert self._slot is not None
-            self._slot.fill(START_BODY)
-            self._relay = relay = Relay(self._context.replay_budget)
-            relay.attach(attempt.connection)
+            self._relay = relay = Relay(
+                self._context.replay_budget, self._trace, chunked=self.chunked, binary=self.declared_binary
+            )
+            relay.attach(attempt.connection, as_chunks=as_chunks)
+            self._slot.fill(b"" if self.chunked else START_BODY)
             return
-        relay.attach(attempt.connection)
+        relay.attach(attempt.connection, as_chunks=as_chunks)
         if relay.ended:
             self._finish(relay, b"")
         elif self._client is not None:
@@ -388,42 +523,55 @@ class Transaction:
         if self._client is not None:
             self._client.turn()
 
-    # -- body and final reply ----------------------------------------------------------------------
+    # -- body and final reply -----------------------------------------------------------------------
 
     def _check_body(self, relay: Relay) -> None:
         """A message that cannot be taken whatever follows: its end is awaited before the client is told (design 4.12)."""
+        if self._answer is not None:
+            return
         context = self._context
         limit = context.message_size_limit_bytes
+        trace = relay.trace
         if limit is not None and relay.body_bytes > limit:
             refusal = Refusal.TOO_LARGE
         elif relay.lawless and context.rejects_bare_newline:
             refusal = Refusal.BARE_NEWLINE
+        elif trace is not None and (
+            trace.counter.own >= MAX_RECEIVED_OWN or trace.counter.total >= MAX_RECEIVED_ALL
+        ):
+            refusal = Refusal.MAIL_LOOP
         else:
             return
         context.refused(refusal.label)
         self._leave(closing=True)
         relay.forgo_replay()
-        self._answer = refusal.wire
-        self._refused_by_us = True
+        self._answer, self._refused_by_us = refusal.wire, True
 
-    def _body_ended(self, relay: Relay, last_chunk: bytes) -> None:
+    def _pass_on(self, relay: Relay, piece: bytes) -> None:
+        if piece and self._answer is None:
+            relay.send(piece)
+            if relay.connection is None and not relay.replayable:
+                self._leave(closing=False)
+                self._stick(Refusal.BACKEND_LOST.wire)
+
+    def _body_ended(self, relay: Relay, last: bytes) -> None:
         if self._answer is not None:
             outcome = TransactionOutcome.REFUSED if self._refused_by_us else None
             self._answer_and_end(self._answer, "message refused" if outcome else "no attempt left", outcome)
         elif relay.connection is not None:
-            self._finish(relay, last_chunk)
+            self._finish(relay, last)
         else:
-            relay.send(last_chunk)  # an attempt is coming up: it gets all of it
+            relay.send(last)  # an attempt is coming up: it gets all of it
             if not relay.replayable:
                 self._leave(closing=False)
                 self._answer_and_end(
                     Refusal.BACKEND_LOST.wire, "backend lost, message too large to send again"
                 )
 
-    def _finish(self, relay: Relay, last_chunk: bytes) -> None:
+    def _finish(self, relay: Relay, last: bytes) -> None:
         assert self._attempt is not None
         self._attempt.terminator_leaves()
-        relay.finish(last_chunk, Command.FINAL)
+        relay.finish(last, Command.FINAL)
         relay.forgo_replay()
 
     def final_answered(self, reply: Reply) -> None:
@@ -443,19 +591,30 @@ class Transaction:
         enhanced = reply.enhanced
         if reply.code in (421, 451) and enhanced is not None and enhanced.startswith(b"4.3."):
             # ran: Postfix with a slow filter said 451 4.3.0 for a message that the filter had taken (design 4.3).
-            self._emit_failed(AttemptOutcome.IN_DOUBT, Phase.FINAL, Reason.VERDICT, reply.text_line(), False)
+            self._reporter.attempt_failed(
+                backend,
+                AttemptOutcome.IN_DOUBT,
+                Phase.FINAL,
+                Reason.VERDICT,
+                reply.text_line(),
+                counted=False,
+            )
         self._answer_and_end(_relayed(reply), "backend said so")
 
     def final_missing(self, reason: Reason, detail: bytes) -> None:
         """All of the message was handed over and no answer came (RFC 1047, design 4.7)."""
+        attempt = self._attempt
+        assert attempt is not None
         self._phase = Phase.FINAL
-        self._tell_failed(AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail, False)
+        self._reporter.attempt_failed(
+            attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail
+        )
         self._leave(closing=True)
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------
 
     def _answer_and_end(self, wire: bytes, cause: str, outcome: TransactionOutcome | None = None) -> None:
         assert self._slot is not None
@@ -467,76 +626,22 @@ class Transaction:
     def _end(self, outcome: TransactionOutcome, cause: str, wire: bytes) -> None:
         assert not self.ended
         self.ended = True
-        context, relay, backend = self._context, self._relay, self._backend
+        relay = self._relay
         if relay is not None:
             relay.detach()
             relay.forgo_replay()
-        context.transaction_ended(
-            TransactionEnded(
-                listener=context.name,
-                session_id=self._session_id,
-                transaction_id=self._id,
-                client=self._client_text,
-                helo=self._helo,
-                sender=self.sender,
-                recipients=self.accepted,
-                recipients_refused=self.refused,
-                pool=backend.settings.pool if backend is not None else "",
-                backend=backend.settings.name if backend is not None else "",
-                outcome=outcome,
-                phase=self._phase.value,
-                cause=cause,
-                reply=wire.split(b"\r\n", 1)[0],
-                message_bytes=relay.sent_bytes if relay is not None else 0,
-                attempts=self._attempts.count,
-                duration_s=context.runtime.deadlines.clock() - self._started_s,
-                recipient=next((r.path for r in self.recipients if r.accepted), b""),
-            )
-        )
-
-    # -- telling about attempts --------------------------------------------------------------------
-
-    def _tell_failed(
-        self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool
-    ) -> None:
-        assert self._backend is not None
-        self._backend.attempts[outcome] += 1
-        self._emit_failed(outcome, phase, reason, detail, blamed)
-
-    def _emit_failed(
-        self, outcome: AttemptOutcome, phase: Phase, reason: Reason, detail: bytes, blamed: bool
-    ) -> None:
-        backend = self._backend
-        assert backend is not None
-        self._context.runtime.emit(
-            AttemptFailed(
-                pool=backend.settings.pool,
-                backend=backend.settings.name,
-                session_id=self._session_id,
-                client=self._client_text,
-                outcome=outcome,
-                phase=phase.value,
-                reason=reason.value,
-                detail=detail,
-                blamed=blamed,
-            )
-        )
-        if blamed:
-            self._context.runtime.emit(
-                BackendBlamed(
-                    backend.settings.pool,
-                    backend.settings.name,
-                    self._session_id,
-                    self._client_text,
-                    reason.value,
-                )
-            )
-
-    def _blame(self, suspicion: Suspicion) -> None:
-        """Another backend answered the same command well: the one suspected was at fault (design 4.4)."""
-        pool, backend = suspicion.backend
-        self._context.runtime.emit(
-            BackendBlamed(pool, backend, self._session_id, self._client_text, suspicion.decision.reason.value)
+        self._reporter.ended(
+            self._backend,
+            outcome,
+            self._phase,
+            cause,
+            wire,
+            sender=self.sender,
+            first_recipient=next((r.path for r in self.recipients if r.accepted), b""),
+            accepted=self.accepted,
+            refused=self.refused,
+            message_bytes=relay.sent_bytes if relay is not None else 0,
+            attempts=self._attempts.count,
         )
 
 

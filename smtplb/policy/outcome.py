@@ -15,6 +15,7 @@ class Command(StrEnum):
     """What the backend was asked; `CONNECT` covers all before the first command about the mail."""
 
     CONNECT = "connect"
+    IDENTITY = "identity"  # XFORWARD
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
@@ -155,6 +156,7 @@ def classify_opening(reason: Reason, reply: Reply | None, *, identity_sent: bool
 
 
 EARLY_REPLY = _EARLY
+IDENTITY_REFUSED = _NO_IDENTITY
 GARBLED_REPLY = _LOST[Reason.GARBLED]
 # A connection that ended while the backend owed nothing: the client's pace, not the backend's health.
 IDLE_LOSS = _STALE

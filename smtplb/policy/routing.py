@@ -17,7 +17,7 @@ ClientAddress = IPv4Address | IPv6Address
 class Facts:
     """What is known of a transaction when a recipient is judged. `client` is None behind a unix socket."""
 
-    __slots__ = ("client", "helo", "recipient", "sender", "size_bytes")
+    __slots__ = ("auth", "client", "helo", "recipient", "sender", "size_bytes", "tls")
 
     def __init__(
         self,
@@ -26,12 +26,17 @@ class Facts:
         sender: bytes = b"",
         recipient: bytes = b"",
         size_bytes: int | None = None,
+        *,
+        tls: bool = False,
+        auth: bool = False,
     ) -> None:
         self.client = client
         self.helo = helo
         self.sender = sender
         self.recipient = recipient
         self.size_bytes = size_bytes
+        self.tls = tls
+        self.auth = auth
 
 
 def matches_domain(domains: Domains, name: bytes) -> bool:
@@ -82,6 +87,10 @@ def holds(condition: Condition, facts: Facts) -> bool:
     if condition.size_over_bytes is not None and (
         facts.size_bytes is None or facts.size_bytes <= condition.size_over_bytes
     ):
+        return False
+    if condition.tls is not None and condition.tls is not facts.tls:
+        return False
+    if condition.auth is not None and condition.auth is not facts.auth:
         return False
     return condition.negated is None or not holds(condition.negated, facts)
 
