@@ -95,6 +95,11 @@ class ListenerContext:
         """At least one target has a usable backend."""
         return any(target.usable for target in self.targets)
 
+    @property
+    def routed(self) -> bool:
+        """Recipients may go different ways, or be refused by a rule."""
+        return self.settings.target in self.router.routes
+
     def refresh(self) -> None:
         """After a snapshot: offer what every backend that mail can reach from here has (design: extensions)."""
         backends = [backend for target in self.targets for backend in target.backends]

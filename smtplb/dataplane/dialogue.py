@@ -1,7 +1,8 @@
 """What a client says between connect and QUIT, command by command, and the state that the protocol gives it.
 
-Owns HELO/EHLO state, the order of commands, the present transaction, and who may send what (the relay guard).
-Does not own the socket, the order of replies or deadlines (session.py), nor a message's way (transaction.py).
+Owns HELO/EHLO state, the order of commands, the present transaction or AUTH exchange, the octets of chunks, and who may send
+what to where (relay guard, routes, rates). Does not own the socket, the order of replies or deadlines (session.py), nor a
+message's way (transaction.py).
 Invariant: each command line gets exactly one reply, through the channel, in the order of the lines.
 """
 
@@ -10,34 +11,56 @@ from __future__ import annotations
 from typing import Protocol
 
 from smtplb.dataplane.attempt import ReplySlot
+from smtplb.dataplane.authentication import Authentication
 from smtplb.dataplane.context import ListenerContext
+from smtplb.dataplane.router import Target
 from smtplb.dataplane.transaction import Client, Transaction
 from smtplb.policy import refusal, routing
 from smtplb.policy.refusal import Refusal
+from smtplb.settings import AuthMode, FrontTlsMode, OtherRoute, RefuseReply
+from smtplb.smtp.address import is_postmaster
 from smtplb.smtp.commands import (
     FOREIGN,
+    MAX_AUTH_LINE_BYTES,
+    MAX_COMMAND_LINE_BYTES,
     NOT_IMPLEMENTED,
     VERBS,
     Phase,
     SyntaxFault,
     Verb,
+    is_auth_response,
+    parse_auth,
+    parse_bdat,
     parse_hello,
     parse_mail,
     parse_rcpt,
     split_line,
 )
+from smtplb.smtp.extensions import Parameters
+from smtplb.smtp.identity import UNAVAILABLE, XCLIENT_NAMES, parse_attributes
 
 _FAULT_REFUSALS = {
     SyntaxFault.ARGUMENTS: Refusal.BAD_ARGUMENTS,
     SyntaxFault.PARAMETER: Refusal.UNKNOWN_PARAMETER,
     SyntaxFault.PARAMETER_VALUE: Refusal.BAD_ARGUMENTS,
+    SyntaxFault.NEEDS_SMTPUTF8: Refusal.NEEDS_SMTPUTF8,
 }
+# What may be said before STARTTLS where it is required (RFC 3207 4).
+_BEFORE_TLS = frozenset({Verb.HELO, Verb.EHLO, Verb.STARTTLS, Verb.NOOP, Verb.RSET, Verb.QUIT, Verb.XCLIENT})
+_VERBS_OF_CHUNKS = frozenset({Verb.BDAT, Verb.RSET, Verb.NOOP, Verb.QUIT, Verb.HELP, Verb.VRFY})
 
 
 class Channel(Client, Protocol):
     """The session, as the dialogue sees it."""
 
     client: routing.ClientAddress | None
+
+    @property
+    def tls(self) -> bool: ...
+
+    @property
+    def trusted_front(self) -> bool:
+        """It may say XCLIENT."""
 
     def answer(self, wire: bytes) -> None:
         """A reply of ours, behind those that are due."""
@@ -54,40 +77,99 @@ class Channel(Client, Protocol):
     def close_with(self, row: Refusal) -> None:
         """421 and the end."""
 
+    def start_tls(self) -> None:
+        """220, then the handshake; what was already read behind the command is dropped."""
+
+    def identified(self, client: routing.ClientAddress | None, text: str) -> None:
+        """A trusted front said who the client is; refuses it if it may not be here."""
+
+    def takes_message(self) -> bool:
+        """The client's rate of messages allows one more."""
+
+    def takes_recipient(self) -> bool: ...
+
 
 class Dialogue:
     """See the module."""
 
-    __slots__ = ("_channel", "_context", "_greeted", "helo", "transaction", "transactions")
+    __slots__ = (
+        "_auth",
+        "_channel",
+        "_chunk_last",
+        "_chunk_left",
+        "_chunk_octets",
+        "_chunk_refusal",
+        "_context",
+        "_greeted",
+        "authenticated",
+        "front_unproven",
+        "helo",
+        "transaction",
+        "transactions",
+    )
 
     def __init__(self, context: ListenerContext, channel: Channel) -> None:
         self._context = context
         self._channel = channel
         self.helo = b""
         self._greeted = False
+        self.authenticated = False
+        self.front_unproven = False  # PROXY LOCAL or UNKNOWN: whose mail is it?
         self.transaction: Transaction | None = None
         self.transactions = 0
+        self._auth: Authentication | None = None
+        # the BDAT chunk under way
+        self._chunk_left = 0
+        self._chunk_octets = 0
+        self._chunk_last = False
+        self._chunk_refusal: Refusal | None = None  # its octets are read and thrown away
+
+    # -- for the session ----------------------------------------------------------------------------
 
     @property
     def in_body(self) -> bool:
-        return self.transaction is not None and self.transaction.in_body
+        """What comes next is content, not a command."""
+        if self._chunk_left:
+            return True
+        transaction = self.transaction
+        return transaction is not None and not transaction.chunked and transaction.in_body
+
+    @property
+    def in_message(self) -> bool:
+        """Content, or between two chunks of it."""
+        return self._chunk_left > 0 or (self.transaction is not None and self.transaction.in_body)
+
+    @property
+    def max_line_bytes(self) -> int:
+        """RFC 4954 4: lines of an AUTH exchange are long."""
+        may_auth = self._context.settings.auth is AuthMode.RELAY and not self.authenticated
+        return MAX_AUTH_LINE_BYTES if may_auth else MAX_COMMAND_LINE_BYTES
 
     def line(self, line: bytes) -> None:
         """One command line, without its line end."""
+        if self._auth is not None:
+            self._auth_response(self._auth, line)
+            return
         token, argument = split_line(line)
         verb = VERBS.get(token)
         if verb is None:
             self._unknown(token)
+        elif len(line) >= MAX_COMMAND_LINE_BYTES and verb is not Verb.AUTH:
+            self._channel.refuse(Refusal.LINE_TOO_LONG)
         elif (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
             self._channel.refuse(Refusal.BAD_ARGUMENTS)
-        elif self._phase not in verb.phases:
+        elif self._needs_tls(verb):
+            self._channel.refuse(Refusal.NEEDS_TLS)
+        elif self._out_of_order(verb):
             nested = verb is Verb.MAIL and self.transaction is not None
             self._channel.refuse(Refusal.NESTED_MAIL if nested else Refusal.WRONG_ORDER)
         else:
             _HANDLERS[verb](self, argument)
 
     def body(self, data: bytes) -> bytes:
-        """Message content; what is behind the end of data is given back."""
+        """Message content; what is behind it is given back."""
+        if self._chunk_left:
+            return self._chunk(data)
         transaction = self.transaction
         assert transaction is not None
         rest = transaction.body(data)
@@ -96,14 +178,29 @@ class Dialogue:
         return rest
 
     def settle(self) -> None:
-        """Every reply was given out: a transaction that has ended is over for the client, too."""
+        """Every reply was given out: a transaction or an exchange that has ended is over for the client, too."""
         if self.transaction is not None and self.transaction.ended:
             self.transaction = None
+        auth = self._auth
+        if auth is not None and auth.over:
+            self._auth = None
+            self.authenticated = auth.succeeded
+        if self.transaction is None and self._pinned_lost:
+            self._channel.close_with(Refusal.PINNED_LOST)
+
+    def forget(self) -> None:
+        """After a TLS handshake nothing that was said in clear counts (RFC 3207 4.2)."""
+        self._reset("STARTTLS")
+        self.helo = b""
+        self._greeted = False
 
     def client_gone(self, cause: str) -> None:
         transaction, self.transaction = self.transaction, None
         if transaction is not None:
             transaction.client_gone(cause)
+        auth, self._auth = self._auth, None
+        if auth is not None:
+            auth.abandon()
 
     def cut(self) -> bool:
         """End the transaction because we stop; False if its terminator has left and it may go on."""
@@ -115,13 +212,21 @@ class Dialogue:
             self.transaction = None
         return True
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- order --------------------------------------------------------------------------------------
 
-    @property
-    def _phase(self) -> Phase:
-        if self.transaction is not None:
-            return Phase.RCPT if self.transaction.recipients else Phase.MAIL
-        return Phase.READY if self._greeted else Phase.GREETED
+    def _needs_tls(self, verb: Verb) -> bool:
+        required = self._context.settings.tls.mode is FrontTlsMode.STARTTLS_REQUIRED
+        return required and not self._channel.tls and verb not in _BEFORE_TLS
+
+    def _out_of_order(self, verb: Verb) -> bool:
+        transaction = self.transaction
+        if transaction is None:
+            phase = Phase.READY if self._greeted else Phase.GREETED
+        else:
+            phase = Phase.RCPT if transaction.recipients else Phase.MAIL
+            if transaction.chunked and verb not in _VERBS_OF_CHUNKS:
+                return verb not in (Verb.HELO, Verb.EHLO)
+        return phase not in verb.phases
 
     def _unknown(self, token: bytes) -> None:
         if token in FOREIGN:
@@ -136,76 +241,245 @@ class Dialogue:
         if transaction is not None:
             transaction.reset(cause)
 
-    def _hello(self, argument: bytes, wire: bytes) -> None:
+    # -- HELO, EHLO, STARTTLS, XCLIENT --------------------------------------------------------------
+
+    def _hello(self, argument: bytes, wire: bytes, *, esmtp: bool) -> None:
         name = parse_hello(argument)
         if isinstance(name, SyntaxFault):
             self._channel.refuse(Refusal.BAD_ARGUMENTS)
             return
         self._reset("new HELO or EHLO")
         self.helo = name
+        identity = self._channel.binding.identity
+        if not self._channel.trusted_front or not identity.helo:
+            identity.helo = name
+        identity.esmtp = esmtp
         self._greeted = True
         self._channel.answer(wire)
 
     def _helo(self, argument: bytes) -> None:
-        self._hello(argument, self._context.hello_wire)
+        self._hello(argument, self._context.hello_wire, esmtp=False)
 
     def _ehlo(self, argument: bytes) -> None:
-        self._hello(argument, self._context.ehlo_wire)
+        channel = self._channel
+        wire = self._context.ehlo_wire(
+            tls=channel.tls, authenticated=self.authenticated, xclient=channel.trusted_front
+        )
+        self._hello(argument, wire, esmtp=True)
+
+    def _starttls(self, argument: bytes) -> None:
+        certificates = self._context.certificates
+        if certificates is None:
+            self._channel.refuse(Refusal.NOT_IMPLEMENTED)
+        elif self._channel.tls:
+            self._channel.refuse(Refusal.WRONG_ORDER)
+        elif certificates.context is None:
+            self._channel.refuse(Refusal.TLS_NOT_NOW)
+        else:
+            self._channel.start_tls()
+
+    def _xclient(self, argument: bytes) -> None:
+        channel = self._channel
+        if not channel.trusted_front:
+            channel.refuse(Refusal.XCLIENT_DENIED)
+            return
+        attributes = parse_attributes(argument, XCLIENT_NAMES)
+        identity = channel.binding.identity
+        if attributes is None or not identity.take_xclient(attributes):
+            channel.refuse(Refusal.BAD_ARGUMENTS)
+            return
+        self.forget()
+        self.front_unproven = identity.client is None
+        channel.identified(identity.client, str(identity.client) if identity.client is not None else "unknown")
+        channel.answer(self._context.greeting_wire)
+
+    # -- AUTH ---------------------------------------------------------------------------------------
+
+    def _authenticate(self, argument: bytes) -> None:
+        context, channel = self._context, self._channel
+        if context.settings.auth is AuthMode.OFF:
+            channel.refuse(Refusal.NOT_IMPLEMENTED)
+            return
+        if self.authenticated:
+            channel.refuse(Refusal.AUTH_ONCE)
+            return
+        if not channel.tls and not context.settings.auth_without_tls:
+            channel.refuse(Refusal.AUTH_NEEDS_TLS)
+            return
+        parsed = parse_auth(argument)
+        if parsed is None:
+            channel.refuse(Refusal.AUTH_MALFORMED)
+            return
+        mechanism, response = parsed
+        if mechanism not in context.mechanisms(tls=channel.tls):
+            channel.refuse(Refusal.AUTH_MECHANISM)
+            return
+        where = context.router.decide(context.settings.target, self._facts(b"", b"", 0))
+        if isinstance(where, RefuseReply):
+            channel.answer(_reply(where))
+            return
+        slot = ReplySlot()
+        line = b"AUTH " + mechanism + (b" " + response if response is not None else b"")
+        self._auth = Authentication(context, channel, channel.binding, where, line, slot)
+        self._auth.start()
+        channel.await_reply(slot, barrier=True)
+
+    def _auth_response(self, auth: Authentication, line: bytes) -> None:
+        if len(line) >= MAX_AUTH_LINE_BYTES or not is_auth_response(line):
+            self._auth = None
+            auth.abandon()
+            self._channel.refuse(
+                Refusal.AUTH_LINE_TOO_LONG if len(line) >= MAX_AUTH_LINE_BYTES else Refusal.AUTH_MALFORMED
+            )
+            return
+        slot = ReplySlot()
+        auth.respond(line, slot)
+        self._channel.await_reply(slot, barrier=True)
+
+    @property
+    def _pinned_lost(self) -> bool:
+        binding = self._channel.binding
+        return binding.pinned is not None and binding.pinned not in binding.kept
+
+    # -- MAIL and RCPT ------------------------------------------------------------------------------
 
     def _mail(self, argument: bytes) -> None:
-        parsed = parse_mail(argument)
+        context, channel = self._context, self._channel
+        offered = context.offered if channel.tls else context.offered - {b"REQUIRETLS"}
+        parsed = parse_mail(argument, offered)
         if isinstance(parsed, SyntaxFault):
-            self._channel.refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_SENDER))
+            channel.refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_SENDER))
             return
         sender, parameters = parsed
-        limit = self._context.message_size_limit_bytes
+        limit = context.message_size_limit_bytes
         size = parameters.get(b"SIZE")
         if limit is not None and size is not None and int(size) > limit:
-            self._channel.refuse(Refusal.TOO_LARGE)
-            return
-        self.transactions += 1
-        self.transaction = Transaction(
-            self._context, self._channel, self.helo, self.transactions, sender, parameters
-        )
-        self._channel.answer(refusal.OK_SENDER)
+            channel.refuse(Refusal.TOO_LARGE)
+        elif self.front_unproven:
+            channel.refuse(Refusal.FRONT_UNPROVEN)
+        elif self._pinned_lost:
+            channel.close_with(Refusal.PINNED_LOST)
+        elif not channel.takes_message():
+            channel.refuse(Refusal.TOO_MANY_MESSAGES)
+        else:
+            self.transactions += 1
+            self.transaction = Transaction(
+                context, channel, self.helo, self.transactions, sender, parameters
+            )
+            channel.answer(refusal.OK_SENDER)
 
     def _rcpt(self, argument: bytes) -> None:
-        transaction = self.transaction
+        transaction, channel = self.transaction, self._channel
         assert transaction is not None
-        path = parse_rcpt(argument)
-        if isinstance(path, SyntaxFault):
-            self._channel.refuse(_FAULT_REFUSALS.get(path, Refusal.BAD_RECIPIENT))
-        elif not self._accepts(transaction, path):
-            self._channel.refuse(Refusal.NOT_ACCEPTED)
-        elif len(transaction.recipients) - transaction.refused >= self._context.settings.limits.recipients:
-            self._channel.refuse(Refusal.TOO_MANY_RECIPIENTS)
+        parsed = parse_rcpt(argument, self._context.offered, smtputf8=b"SMTPUTF8" in transaction.parameters)
+        if isinstance(parsed, SyntaxFault):
+            channel.refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_RECIPIENT))
+            return
+        path, parameters = parsed
+        limits = self._context.settings.limits
+        if len(transaction.recipients) - transaction.refused >= limits.recipients:
+            channel.refuse(Refusal.TOO_MANY_RECIPIENTS)
+        elif not channel.takes_recipient():
+            channel.refuse(Refusal.TOO_MANY_RCPTS_A_MINUTE)
+        else:
+            self._guard_and_route(transaction, path, parameters)
+
+    def _guard_and_route(self, transaction: Transaction, path: bytes, parameters: Parameters) -> None:
+        context, channel = self._context, self._channel
+        settings = context.settings
+        if settings.accept is not None or context.routed:
+            facts = self._facts(transaction.sender, path, transaction.size_bytes)
+            if not routing.accepts(settings.accept, facts):
+                channel.refuse(Refusal.NOT_ACCEPTED)
+                return
+            where = context.router.decide(settings.target, facts)
+        else:
+            where = context.targets[0]
+        if isinstance(where, RefuseReply):
+            context.refused("route")
+            channel.answer(_reply(where))
+        elif self._other_way(transaction, where, path):
+            channel.refuse(Refusal.OTHER_ROUTE)
+        elif transaction.size_bytes and where.too_large(transaction.size_bytes):
+            channel.refuse(Refusal.TOO_LARGE)
         else:
             slot = ReplySlot()
-            transaction.recipient(path, slot)
-            self._channel.await_reply(slot, barrier=False)
+            transaction.recipient(path, parameters, where, slot)
+            channel.await_reply(slot, barrier=False)
 
-    def _accepts(self, transaction: Transaction, path: bytes) -> bool:
-        conditions = self._context.settings.accept
-        if conditions is None:
-            return True
-        size = transaction.parameters.get(b"SIZE")
-        return routing.accepts(
-            conditions,
-            routing.Facts(
-                self._channel.client,
-                self.helo,
-                transaction.sender,
-                path,
-                int(size) if size is not None else None,
-            ),
+    def _other_way(self, transaction: Transaction, where: Target, path: bytes) -> bool:
+        """A recipient of another route than the transaction's (design 5)."""
+        if transaction.target is None or transaction.target is where or transaction.target_open:
+            return False
+        if is_postmaster(path):
+            return False  # every mail system has one: it goes where the others go
+        return self._context.settings.other_route is OtherRoute.DEFER
+
+    def _facts(self, sender: bytes, recipient: bytes, size_bytes: int) -> routing.Facts:
+        channel = self._channel
+        return routing.Facts(
+            channel.client,
+            self.helo,
+            sender,
+            recipient,
+            size_bytes or None,
+            tls=channel.tls,
+            auth=self.authenticated,
         )
+
+    # -- DATA and BDAT ------------------------------------------------------------------------------
 
     def _data(self, argument: bytes) -> None:
         transaction = self.transaction
         assert transaction is not None
+        if transaction.declared_binary:
+            self._channel.refuse(Refusal.BINARY_NEEDS_BDAT)  # RFC 3030 3
+            return
         slot = ReplySlot()
         transaction.data(slot)
         self._channel.await_reply(slot, barrier=True)
+
+    def _bdat(self, argument: bytes) -> None:
+        """RFC 3030 2: the octets follow at once and are read whatever comes of it."""
+        parsed = parse_bdat(argument)
+        if parsed is None:
+            # Where the next command begins nobody can know: reading on would be a guess.
+            self._channel.refuse(Refusal.CHUNK_UNREADABLE)
+            self._channel.close("unreadable BDAT")
+            return
+        self._chunk_octets, self._chunk_last = parsed
+        self._chunk_left = self._chunk_octets
+        transaction = self.transaction
+        self._chunk_refusal = None
+        if transaction is None or not transaction.recipients:
+            self._chunk_refusal = Refusal.WRONG_ORDER
+        elif not transaction.chunked:
+            slot = ReplySlot()
+            transaction.open_chunks(slot)
+            self._channel.await_reply(slot, barrier=True)
+        if not self._chunk_left:
+            self._chunk_done()
+
+    def _chunk(self, data: bytes) -> bytes:
+        octets = data[: self._chunk_left] if len(data) > self._chunk_left else data
+        self._chunk_left -= len(octets)
+        if self._chunk_refusal is None:
+            assert self.transaction is not None
+            self.transaction.chunk(octets)
+        if not self._chunk_left:
+            self._chunk_done()
+        return data[len(octets) :]
+
+    def _chunk_done(self) -> None:
+        if self._chunk_refusal is not None:
+            self._channel.refuse(self._chunk_refusal)
+            return
+        assert self.transaction is not None
+        slot = ReplySlot()
+        self.transaction.chunk_ended(slot, self._chunk_octets, last=self._chunk_last)
+        self._channel.await_reply(slot, barrier=True)
+
+    # -- the rest -----------------------------------------------------------------------------------
 
     def _rset(self, argument: bytes) -> None:
         self._reset("RSET")
@@ -226,12 +500,20 @@ class Dialogue:
         self._channel.close("QUIT")
 
 
+def _reply(row: RefuseReply) -> bytes:
+    return f"{row.code} {row.enhanced} {row.text}\r\n".encode("ascii")
+
+
 _HANDLERS = {
     Verb.HELO: Dialogue._helo,
     Verb.EHLO: Dialogue._ehlo,
+    Verb.STARTTLS: Dialogue._starttls,
+    Verb.XCLIENT: Dialogue._xclient,
+    Verb.AUTH: Dialogue._authenticate,
     Verb.MAIL: Dialogue._mail,
     Verb.RCPT: Dialogue._rcpt,
     Verb.DATA: Dialogue._data,
+    Verb.BDAT: Dialogue._bdat,
     Verb.RSET: Dialogue._rset,
     Verb.NOOP: Dialogue._noop,
     Verb.VRFY: Dialogue._vrfy,

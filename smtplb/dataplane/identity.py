@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from smtplb.policy.routing import ClientAddress
 from smtplb.settings import IdentityMode
 from smtplb.smtp.identity import UNAVAILABLE, address_attribute
-from smtplb.smtp.proxy_header import build_v1, build_v2
+from smtplb.smtp.proxy_header import ProxyHeader, build_v1, build_v2
 
 
 class Identity:
@@ -60,6 +60,32 @@ class Identity:
             tls_cipher=self.tls_cipher.encode("ascii"),
         )
 
+    def take_xclient(self, attributes: dict[bytes, bytes]) -> bool:
+        """What a trusted front says of its client; False, and nothing is taken, if a value makes no sense."""
+        client, port = self.client, self.client_port
+        try:
+            address = attributes.get(b"ADDR")
+            if address is not None:
+                client = _address(address)
+            if (text := attributes.get(b"PORT")) is not None:
+                port = _port(text)
+            local = self.local if b"DESTADDR" not in attributes else _address(attributes[b"DESTADDR"])
+            local_port = self.local_port if b"DESTPORT" not in attributes else _port(attributes[b"DESTPORT"])
+        except ValueError:
+            return False
+        self.client, self.client_port, self.local, self.local_port = client, port, local, local_port
+        for name, value in attributes.items():
+            told = b"" if value.upper() in (UNAVAILABLE, b"[TEMPUNAVAIL]") else value
+            if name == b"NAME":
+                self.client_name = told
+            elif name == b"HELO":
+                self.helo = told
+            elif name == b"LOGIN":
+                self.login = told
+            elif name == b"PROTO":
+                self.esmtp = told.upper() == b"ESMTP"
+        return True
+
     def xclient(self) -> dict[bytes, bytes]:
         """Attributes for XCLIENT, not encoded. The name is unknown unless a trusted front told it: Postfix then shows "unknown"."""
         known = self.client is not None
@@ -100,6 +126,12 @@ class Identity:
             f"\t{date}\r\n"
         ).encode("ascii")
 
+    def take_proxy(self, header: ProxyHeader) -> None:
+        """What a trusted front's PROXY header says; LOCAL and UNKNOWN say nothing."""
+        self.client, self.client_port = header.source, header.source_port
+        if header.destination is not None:
+            self.local, self.local_port = header.destination, header.destination_port
+
     @staticmethod
     def of_own(session_id: str, source: tuple[str, int], destination: tuple[str, int]) -> Identity:
         """For checks with proxy-v1: the real addresses of the socket, since Postfix refuses UNKNOWN."""
@@ -107,3 +139,18 @@ class Identity:
         own.client, own.client_port = ip_address(source[0]), source[1]
         own.local, own.local_port = ip_address(destination[0]), destination[1]
         return own
+
+
+def _address(value: bytes) -> ClientAddress | None:
+    if value.upper() in (UNAVAILABLE, b"[TEMPUNAVAIL]"):
+        return None
+    text = value.decode("ascii")
+    return ip_address(text[5:] if text[:5].upper() == "IPV6:" else text)
+
+
+def _port(value: bytes) -> int:
+    if value.upper() == UNAVAILABLE:
+        return 0
+    if not (value.isdigit() and len(value) <= 5 and int(value) <= 65535):
+        raise ValueError(value)
+    return int(value)

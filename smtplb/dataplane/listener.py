@@ -1,7 +1,9 @@
-"""A listener: the sockets it accepts on and the sessions it has.
+"""A listener: the sockets it accepts on, the sessions it has, and whom it lets in.
 
-Owns admission and the set of open sessions. Does not own binding (the control plane does) nor what a session says.
-Invariant: every open session is in `sessions`; the sockets handed in stay open when the listener stops accepting.
+Owns admission, the set of open sessions, and what each client has used up. Does not own binding (the control plane does) nor
+what a session says.
+Invariant: every open session is in `sessions` and counted once, for the client it was admitted as; the sockets handed in
+stay open when the listener stops accepting.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Callable
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.session import Session
 from smtplb.messages import ListenerReport
+from smtplb.policy.limits import ClientKey, Presence, RateTable, client_key, network_key
 from smtplb.policy.refusal import Refusal
+from smtplb.policy.routing import matches_network
 
 BACKLOG = 4096
 
@@ -24,10 +28,18 @@ class Listener:
     def __init__(self, context: ListenerContext, sockets: list[socket.socket]) -> None:
         self.context = context
         self.sessions: set[Session] = set()
+        self._admitted: dict[Session, tuple[ClientKey, ClientKey]] = {}  # counted as these
         self._sockets = sockets
         self._servers: list[asyncio.AbstractServer] = []
         self._stopping = False
         self.when_empty: Callable[[], None] | None = None  # told each time the last session ends
+        limits = context.settings.limits
+        self._clients = Presence()
+        self._networks = Presence()
+        self._connections = RateTable(limits.connections_per_minute)
+        self._messages = RateTable(limits.messages_per_minute)
+        self._recipients = RateTable(limits.recipients_per_minute)
+        self._counts_clients = not (limits.sessions_per_client is None and limits.sessions_per_network is None)
 
     async def accept(self) -> None:
         """Begin to accept on all sockets. Each is duplicated, so that closing ours leaves the owner's open."""
@@ -46,21 +58,66 @@ class Listener:
             server.close()
         self._servers.clear()
 
-    def admit(self, session: Session) -> Refusal | None:
-        limit = self.context.settings.limits.sessions
-        if self._stopping:
-            refused: Refusal | None = Refusal.SHUTTING_DOWN
-        elif limit is not None and len(self.sessions) >= limit:
-            refused = Refusal.TOO_MANY_SESSIONS
-        elif not self.context.target.usable:
-            refused = Refusal.NOTHING_USABLE
-        else:
-            refused = None
+    def arrived(self, session: Session) -> None:
         self.sessions.add(session)
-        return refused
+
+    def admit(self, session: Session) -> Refusal | None:
+        """Judged once at connect, and again when a front says that the client is another one."""
+        context = self.context
+        settings = context.settings
+        limit = settings.limits.sessions
+        client = session.client
+        if self._stopping:
+            return Refusal.SHUTTING_DOWN
+        if limit is not None and len(self.sessions) > limit:
+            return Refusal.TOO_MANY_SESSIONS
+        if matches_network(settings.clients.deny, client) or (
+            settings.clients.allow is not None and not matches_network(settings.clients.allow, client)
+        ):
+            return Refusal.CLIENT_DENIED
+        if client is not None and (self._counts_clients or settings.limits.connections_per_minute is not None):
+            refused = self._admit_client(session, client_key(client), network_key(client))
+            if refused is not None:
+                return refused
+        return None if context.usable else Refusal.NOTHING_USABLE
+
+    def _admit_client(self, session: Session, client: ClientKey, network: ClientKey) -> Refusal | None:
+        limits = self.context.settings.limits
+        self._leave(session)
+        if limits.sessions_per_client is not None and self._clients.count(client) >= limits.sessions_per_client:
+            return Refusal.TOO_MANY_FROM_CLIENT
+        if (
+            limits.sessions_per_network is not None
+            and self._networks.count(network) >= limits.sessions_per_network
+        ):
+            return Refusal.TOO_MANY_FROM_CLIENT
+        if not self._connections.take(client, self.context.runtime.deadlines.clock()):
+            return Refusal.TOO_FAST
+        self._clients.enter(client)
+        self._networks.enter(network)
+        self._admitted[session] = (client, network)
+        return None
+
+    def _leave(self, session: Session) -> None:
+        keys = self._admitted.pop(session, None)
+        if keys is not None:
+            self._clients.leave(keys[0])
+            self._networks.leave(keys[1])
+
+    def takes_message(self, session: Session) -> bool:
+        return self._take(self._messages, session)
+
+    def takes_recipient(self, session: Session) -> bool:
+        return self._take(self._recipients, session)
+
+    def _take(self, table: RateTable, session: Session) -> bool:
+        if not table.limited or session.client is None:
+            return True
+        return table.take(client_key(session.client), self.context.runtime.deadlines.clock())
 
     def session_over(self, session: Session) -> None:
         self.sessions.discard(session)
+        self._leave(session)
         if not self.sessions and self.when_empty is not None:
             self.when_empty()
 

@@ -90,6 +90,10 @@ class Target:
                 return backend
         return None
 
+    def too_large(self, size_bytes: int) -> bool:
+        """No backend takes a message of this size, by what each last said."""
+        return all(backend.lacks(frozenset(), size_bytes) for backend in self.backends)
+
     def others_left(self, skip: Collection[Backend]) -> bool:
         return any(pool.others_left(skip) for pool in self._order)
 

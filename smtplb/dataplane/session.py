@@ -1,7 +1,7 @@
-"""One client connection from accept to close: its input, the order of its replies, its deadline.
+"""One client connection from accept to close: PROXY header, TLS, its input, the order of its replies, its deadline.
 
-Owns the transport, the input that was not looked at yet, the reply slots, the error count. Does not own what commands mean
-(dialogue.py), a message's way (transaction.py), or admission (listener.py).
+Owns the transport, the stages before the greeting, the input that was not looked at yet, the reply slots, the error count.
+Does not own what commands mean (dialogue.py), a message's way (transaction.py), or admission (listener.py).
 Invariant: replies leave in the order of the commands, one write per turn; while a reply is due, only RCPT lines are looked at,
 and behind DATA and the end of data nothing is; input held meanwhile is bounded.
 """
@@ -10,21 +10,37 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from enum import Enum, auto
 from ipaddress import ip_address
 from typing import Protocol, cast
 
 from smtplb.dataplane.attempt import ReplySlot
+from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.dialogue import Dialogue
+from smtplb.dataplane.identity import Identity
+from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.events import SessionEnded
-from smtplb.policy.refusal import Refusal
-from smtplb.policy.routing import ClientAddress
-from smtplb.smtp.commands import MAX_COMMAND_LINE_BYTES
+from smtplb.policy.refusal import READY_FOR_TLS, Refusal
+from smtplb.policy.routing import ClientAddress, matches_network
+from smtplb.settings import FrontTlsMode
+from smtplb.smtp.proxy_header import Malformed, read_header
 
 MAX_HELD_BYTES = 64 * 1024  # input kept while a reply is due; then the socket is not read
 MAX_SLOTS = 1000  # replies due at once; more pipelined RCPTs wait in the input
 LINGER_S = 30.0  # for a client to read our last words
+PROXY_HEADER_TIMEOUT_S = 5.0  # proxy-protocol.txt 2: at least 3 s; Postfix 5 s
+HANDSHAKE_TIMEOUT_S = 30.0  # Postfix smtpd_starttls_timeout 300 s, 10 s under stress
+
+
+class Stage(Enum):
+    """What has to be over before commands are read."""
+
+    PROXY = auto()  # a trusted front owes its PROXY header
+    HANDSHAKE = auto()
+    DELAY = auto()  # the greeting is held back; who speaks now is no mail client
+    OPEN = auto()
 
 
 class House(Protocol):
@@ -32,8 +48,15 @@ class House(Protocol):
 
     context: ListenerContext
 
+    def arrived(self, session: Session) -> None:
+        """A connection was accepted; it counts from now on."""
+
     def admit(self, session: Session) -> Refusal | None:
-        """A new session; a refusal is its greeting and its end."""
+        """The client is known: a refusal is the session's greeting and its end."""
+
+    def takes_message(self, session: Session) -> bool: ...
+
+    def takes_recipient(self, session: Session) -> bool: ...
 
     def session_over(self, session: Session) -> None: ...
 
@@ -52,11 +75,15 @@ class Session(asyncio.Protocol):
         "_house",
         "_out",
         "_reading_paused",
+        "_peer",
         "_skipping_line",
         "_slots",
+        "_stage",
         "_started_s",
+        "_tls_due",
         "_transport",
         "_writing_paused",
+        "binding",
         "client",
         "client_text",
         "deadline_bucket",
@@ -71,10 +98,14 @@ class Session(asyncio.Protocol):
         self._house = house
         self._context = house.context
         self._dialogue = Dialogue(house.context, self)
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | TlsStream | None = None
+        self._stage = Stage.OPEN
+        self._tls_due = False  # 220 to STARTTLS is about to be written
+        self._peer: ClientAddress | None = None  # who connected: the client, or a front that speaks for it
         self.client: ClientAddress | None = None
         self.client_text = ""
-        self.id = ""
+        self.id = house.context.runtime.new_session_id()
+        self.binding = Binding(Identity(self.id))
         self._started_s = 0.0
         self._errors = 0
         self._end_reason = ""
@@ -97,28 +128,128 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context = self._context
         stream = self._transport = cast("asyncio.Transport", transport)
+        self._started_s = context.runtime.deadlines.clock()
+        context.sessions_total += 1
+        self._house.arrived(self)
         sock = stream.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._set_client(stream.get_extra_info("peername"))
+            self._set_peer(stream.get_extra_info("peername"), stream.get_extra_info("sockname"))
         else:
             self.client_text = "unix"
-        self.id = context.runtime.new_session_id()
-        self._started_s = context.runtime.deadlines.clock()
-        context.sessions_total += 1
+        try:
+            if matches_network(context.settings.proxy_protocol_from, self._peer):
+                self._stage = Stage.PROXY
+                self._wait(PROXY_HEADER_TIMEOUT_S)
+            else:
+                self._client_known()
+            self._flush()
+        except Exception as error:
+            self._bug(error)
+
+    def _set_peer(self, peername: tuple[str, int] | None, sockname: tuple[str, int] | None) -> None:
+        if peername and sockname:
+            identity = self.binding.identity
+            host = peername[0].partition("%")[0]  # a scope is not part of the address
+            self._peer = self.client = identity.client = ip_address(host)
+            identity.client_port = peername[1]
+            identity.local, identity.local_port = ip_address(sockname[0].partition("%")[0]), sockname[1]
+            self.client_text = host
+
+    # -- before the greeting ------------------------------------------------------------------------
+
+    def _client_known(self, received: bytes = b"") -> None:
+        """Whose session it is was settled: admit it, then TLS where it is implicit, then the greeting."""
         refused = self._house.admit(self)
-        if refused is not None:
+        certificates = self._context.certificates
+        if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT and certificates is not None:
+            if refused is not None or certificates.context is None:
+                self._context.refused((refused or Refusal.TLS_NOT_NOW).label)
+                self.close((refused or Refusal.TLS_NOT_NOW).label)  # without TLS there is nothing we could say
+            else:
+                self._handshake(received)
+        elif refused is not None:
             self.close_with(refused)
         else:
-            self._out.append(context.greeting_wire)
-            self._expect_input()
-        self._flush()
+            self._greet_later()
+            if received:
+                self.data_received(received)
 
-    def _set_client(self, peername: tuple[str, int] | None) -> None:
-        if peername:
-            host = peername[0].partition("%")[0]  # a scope is not part of the address
-            self.client = ip_address(host)
-            self.client_text = host
+    def _greet_later(self) -> None:
+        delay_s = self._context.settings.greeting_delay_s
+        if delay_s:
+            self._stage = Stage.DELAY
+            self._wait(delay_s)
+        else:
+            self._greet()
+
+    def _greet(self) -> None:
+        self._stage = Stage.OPEN
+        self._out.append(self._context.greeting_wire)
+        self._expect_input()
+
+    def _proxy_header(self, data: bytes) -> None:
+        header = read_header(data)
+        if header is None:
+            self._held = data  # bounded: read_header gives up on what is longer than a header
+        elif isinstance(header, Malformed):
+            self._context.refused("proxy-header")
+            self.close("malformed PROXY header")
+        else:
+            identity = self.binding.identity
+            identity.take_proxy(header)
+            self._dialogue.front_unproven = header.source is None
+            self.client = header.source
+            self.client_text = str(header.source) if header.source is not None else self.client_text
+            self._stage = Stage.OPEN
+            self._client_known(data[header.size_bytes :])
+
+    # -- TLS ----------------------------------------------------------------------------------------
+
+    @property
+    def tls(self) -> bool:
+        return isinstance(self._transport, TlsStream)
+
+    @property
+    def trusted_front(self) -> bool:
+        return matches_network(self._context.settings.xclient_from, self._peer)
+
+    def start_tls(self) -> None:
+        """220 leaves with this turn; what the client sent behind STARTTLS in clear is an injection and dropped (CVE-2011-0411)."""
+        self._out.append(READY_FOR_TLS)
+        self._tls_due = True
+
+    def _handshake(self, received: bytes = b"") -> None:
+        raw, certificates = self._transport, self._context.certificates
+        assert certificates is not None and certificates.context is not None
+        assert raw is not None and not isinstance(raw, TlsStream)
+        self._stage = Stage.HANDSHAKE
+        self._wait(HANDSHAKE_TIMEOUT_S)
+        self._held = b""
+        stream = TlsStream(self._context.runtime.loop, raw, self, certificates.context, server_side=True)
+        self._transport = stream
+        stream.start(received)
+
+    def tls_established(self) -> None:
+        try:
+            stream, identity = self._transport, self.binding.identity
+            assert isinstance(stream, TlsStream)
+            identity.tls_version, identity.tls_cipher = stream.version, stream.cipher
+            if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT:
+                self._greet_later()
+            else:
+                self._stage = Stage.OPEN
+                self._dialogue.forget()
+                self._expect_input()
+            self._flush()
+        except Exception as error:
+            self._bug(error)
+
+    def tls_failed(self, words: bytes) -> None:
+        self._context.refused("tls-handshake")
+        self.close(f"TLS handshake failed: {words.decode('ascii', 'replace')}")
+
+    # -- transport callbacks ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -127,7 +258,12 @@ class Session(asyncio.Protocol):
             if self._held:
                 data = self._held + data
                 self._held = b""
-            self._read(data)
+            if self._stage is Stage.OPEN:
+                self._read(data)
+            elif self._stage is Stage.PROXY:
+                self._proxy_header(data)
+            elif self._stage is Stage.DELAY:
+                self.close_with(Refusal.EARLY_TALKER)
             self._flush()
         except Exception as error:
             self._bug(error)
@@ -135,6 +271,8 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has sent all it will. What came before is still answered (design 4.6)."""
         self.half_closed = True
+        if self._stage is not Stage.OPEN and not self._closing:
+            self.close("client closed")
         self.turn()
         return not self._closing
 
@@ -148,6 +286,7 @@ class Session(asyncio.Protocol):
             self._dialogue.client_gone("client lost")
         except Exception as bug:
             context.runtime.bug("session", bug)
+        self.binding.end()
         self._house.session_over(self)
         context.runtime.emit(
             SessionEnded(
@@ -172,6 +311,13 @@ class Session(asyncio.Protocol):
     def deadline_passed(self, now: float) -> None:
         if self._closing:
             self.abort()  # the client never read our last words
+        elif self._stage is Stage.DELAY:
+            self._greet()
+            self._flush()
+        elif self._stage is not Stage.OPEN:
+            # A front without its header (a TCP check, say), or a handshake that hangs: there is nobody to talk to.
+            self.close("no PROXY header" if self._stage is Stage.PROXY else "TLS handshake timeout")
+            self._flush()
         elif self._reply_due and not self._writing_paused:
             self._expect_input()  # it waits for us, not we for it
         else:
@@ -221,14 +367,14 @@ class Session(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Take input apart as far as it may be looked at now; hold the rest."""
         at = 0
-        while at < len(data) and not self._barrier and not self._closing and not self._writing_paused:
+        while at < len(data) and not (self._barrier or self._closing or self._writing_paused or self._tls_due):
             if self._dialogue.in_body:
                 data, at = self._dialogue.body(data[at:] if at else data), 0
                 self._expect_input()
                 continue
             end = data.find(b"\n", at)
             if end < 0:
-                if len(data) - at >= MAX_COMMAND_LINE_BYTES:
+                if len(data) - at >= self._dialogue.max_line_bytes:
                     self._skipping_line = True
                     at = len(data)
                 break
@@ -237,12 +383,15 @@ class Session(asyncio.Protocol):
             line = data[at:end]
             at = end + 1
             self._line(line)
-        if not self._closing:
+        if self._tls_due:
+            if at < len(data):
+                self._context.refused("starttls-injection")
+        elif not self._closing:
             self._held = data[at:] if at else data
             self._set_reading()
 
     def _line(self, line: bytes) -> None:
-        if self._skipping_line or len(line) >= MAX_COMMAND_LINE_BYTES:
+        if self._skipping_line or len(line) >= self._dialogue.max_line_bytes:
             self._skipping_line = False
             self.refuse(Refusal.LINE_TOO_LONG)
         elif line.endswith(b"\r"):
@@ -327,7 +476,11 @@ class Session(asyncio.Protocol):
         if out:
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
-        if self._closing and not transport.is_closing():
+        if self._tls_due:
+            self._tls_due = False
+            if not self._closing:
+                self._handshake()
+        elif self._closing and not transport.is_closing():
             transport.close()
 
     # -- flow and time -----------------------------------------------------------------------------
@@ -343,8 +496,11 @@ class Session(asyncio.Protocol):
             (transport.pause_reading if pause else transport.resume_reading)()
 
     def _expect_input(self) -> None:
+        self._wait(self._context.settings.limits.idle_timeout_s)
+
+    def _wait(self, seconds: float) -> None:
         deadlines = self._context.runtime.deadlines
-        deadlines.set(self, deadlines.clock() + self._context.settings.limits.idle_timeout_s)
+        deadlines.set(self, deadlines.clock() + seconds)
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -368,8 +524,20 @@ class Session(asyncio.Protocol):
         self._slots = None
         self._held = b""
         self._end_reason = reason
-        deadlines = self._context.runtime.deadlines
-        deadlines.set(self, deadlines.clock() + LINGER_S)
+        self._wait(LINGER_S)
+
+    def identified(self, client: ClientAddress | None, text: str) -> None:
+        """XCLIENT: from here on it is this client's session, for limits, lists and logs, too."""
+        self.client, self.client_text = client, text
+        refused = self._house.admit(self)
+        if refused is not None:
+            self.close_with(refused)
+
+    def takes_message(self) -> bool:
+        return self._house.takes_message(self)
+
+    def takes_recipient(self) -> bool:
+        return self._house.takes_recipient(self)
 
     def _bug(self, error: Exception) -> None:
         """Ours: told to the log in full, to the client as 421 without a reason (design 4.8)."""

@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
+from smtplb.dataplane.certificates import client_context
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER, Deadlines
 from smtplb.dataplane.listener import Listener
@@ -20,6 +21,7 @@ from smtplb.dataplane.runtime import Runtime
 from smtplb.messages import (
     DrainSessions,
     FromWorker,
+    ReloadCertificates,
     ReportRequest,
     SessionsDrained,
     Snapshot,
@@ -27,6 +29,7 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
+from smtplb.observe.events import Notice
 from smtplb.settings import TrafficSettings
 
 
@@ -59,6 +62,8 @@ class Worker:
                 self._apply(message)
             case ReportRequest():
                 self._send(self._report(message.serial))
+            case ReloadCertificates():
+                self._reload_certificates()
             case StopAccepting():
                 for listener in self._listeners:
                     listener.stop_accepting()
@@ -83,6 +88,8 @@ class Worker:
             self._open(snapshot.traffic)
         else:
             self._router.apply(snapshot)
+            for listener in self._listeners:
+                listener.context.refresh()
 
     def _build(self, traffic: TrafficSettings) -> Router:
         runtime = Runtime(
@@ -101,6 +108,8 @@ class Worker:
         budget = ReplayBudget()
         for settings in traffic.listeners:
             context = ListenerContext(self._runtime, self._router, settings, traffic, budget)
+            if context.certificates is not None:
+                self._tell_problems(context.name, context.certificates.problems)
             self._listeners.append(Listener(context, self._sockets[settings.name]))
         self._starting = self._loop.create_task(self._accept())
 
@@ -108,6 +117,18 @@ class Worker:
         for listener in self._listeners:
             await listener.accept()
         self._starting = None
+
+    def _reload_certificates(self) -> None:
+        client_context.cache_clear()
+        for listener in self._listeners:
+            certificates = listener.context.certificates
+            if certificates is not None:
+                certificates.load()
+                self._tell_problems(listener.context.name, certificates.problems)
+
+    def _tell_problems(self, listener: str, problems: list[str]) -> None:
+        for problem in problems:
+            self._send(Notice("error", "certificate", f"listener {listener}: {problem}"))
 
     def _report(self, serial: int) -> WorkerReport:
         router = self._router

@@ -15,6 +15,7 @@ from smtplb.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Parameters
 MAX_COMMAND_LINE_BYTES = (
     2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
 )
+MAX_AUTH_LINE_BYTES = 12288 + 2  # RFC 4954 4, and CRLF
 MAX_SIZE_DIGITS = 20  # RFC 1870 4: size-value = 1*20DIGIT
 
 
