@@ -123,6 +123,7 @@ class Attempt:
     __slots__ = (
         "_context",
         "_due",
+        "_group",
         "_since_s",
         "_trial",
         "backend",
@@ -153,6 +154,7 @@ class Attempt:
         self.wants_fresh = wants_fresh
         self.connection: Connection | None = None
         self.step = Step.SEEKING
+        self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
         self._due = 0  # RCPT replies owed
         self._since_s = 0.0
         self.deadline_s = NEVER
@@ -180,6 +182,7 @@ class Attempt:
         if not connection.kept:
             self._trial.answered_well(Command.CONNECT)
         self._use(connection)
+        self.flush()
 
     def lease_failed(self, failure: Failure) -> None:
         self._context.runtime.deadlines.disarm(self)
@@ -201,18 +204,15 @@ class Attempt:
     # -- commands ----------------------------------------------------------------------------------
 
     def _use(self, connection: Connection) -> None:
-        """MAIL and every recipient that is not refused, in one write (design 4.2)."""
+        """MAIL and every recipient that is not refused, in one write (design 4.2): at the end of the turn."""
         self.connection = connection
         self.step = Step.ENVELOPE
         trial = self._trial
         parameters = connection.capabilities.mail_parameters(trial.parameters) if trial.parameters else b""
-        group: list[tuple[object, bytes]] = [
-            (Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters))
-        ]
+        group = self._group
+        group.append((Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, parameters)))
         group.extend((r, r.line) for r in trial.recipients if r.slot.wire is None or r.accepted)
         self._due = len(group) - 1
-        connection.transaction_open = True
-        connection.send(group)
         self._expect(Phase.MAIL, self.backend.settings.timeouts.mail_s)
 
     def rcpt(self, recipient: Recipient) -> None:
@@ -221,8 +221,16 @@ class Attempt:
             return
         assert self.step is Step.ENVELOPE and self.connection is not None
         self._due += 1
-        self.connection.send([(recipient, recipient.line)])
+        self._group.append((recipient, recipient.line))
         self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+
+    def flush(self) -> None:
+        """The turn is over: write its commands."""
+        group, connection = self._group, self.connection
+        if group and connection is not None:
+            self._group = []
+            connection.transaction_open = True
+            connection.send(group)
 
     @property
     def awaits_recipients(self) -> bool:
@@ -345,13 +353,13 @@ class Attempt:
             self._trial.answered_well(Command.DATA)
             self._trial.body_wanted()
         elif reply.code < 400:
-            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply, relayable=False)
+            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply)
         else:
             self.step = Step.ENVELOPE  # nothing was begun: RSET is possible again
             self._error_reply(Command.DATA, Command.DATA, reply)
 
     def _error_reply(self, command: object, kind: Command, reply: Reply) -> None:
-        self._fail(command, self._decide(kind, reply), Phase(kind.value), reply, relayable=reply.code >= 400)
+        self._fail(command, self._decide(kind, reply), Phase(kind.value), reply)
 
     def _spoke_unasked(self, reply: Reply) -> None:
         """A reply to nothing: before our terminator (design 4.6), or between commands (a 421, most of the time)."""
@@ -361,11 +369,11 @@ class Attempt:
                 decision = classify_reply(Command.BODY, reply, first_on_kept=False, errors_before=0)
                 self._fail(Command.BODY, decision, Phase.BLOCK, reply)
             else:
-                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply, relayable=False)
+                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply)
         elif reply.code == 421:
             self._fail(Command.BODY, IDLE_LOSS, Phase.RCPT, reply, relayable=False)
         else:
-            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply, relayable=False)
+            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply)
 
     def _decide(self, kind: Command, reply: Reply) -> Decision:
         if reply.code < 400:  # 3xx where none belongs: out of step
@@ -383,6 +391,8 @@ class Attempt:
     def _fail(
         self, command: object, decision: Decision, phase: Phase, reply: Reply, *, relayable: bool = True
     ) -> None:
+        """Only an error reply can ever be the client's answer: a 2xx or 3xx that does not belong here is a fault."""
+        relayable = relayable and reply.code >= 400
         self._trial.attempt_failed(
             Trouble(command, decision, phase, reply.text_line(), reply if relayable else None)
         )
@@ -405,7 +415,9 @@ class Attempt:
                 first_on_kept=connection.kept and connection.first_answer_due,
                 errors_before=connection.errors,
             )
-            self._trial.attempt_failed(Trouble(failure.token, decision, failure.phase, failure.detail, None))
+            token = failure.token  # what was asked first names the phase, not what was asked last
+            phase = Phase(token.value) if isinstance(token, Command) else Phase.RCPT
+            self._trial.attempt_failed(Trouble(token, decision, phase, failure.detail, None))
         self._trial.tell_client()
 
     def replies_done(self) -> None:

@@ -196,12 +196,16 @@ class Connection(asyncio.Protocol):
         if reply.code != 220:
             self._fail(Reason.GREETING, reply.text_line(), reply)
             return
+        if not self._in_step():
+            return
         self._enter(Phase.HELLO, self.settings.timeouts.greeting_s)
         self._command(_Own.EHLO, b"EHLO %s\r\n" % self._hello)
 
     def _hello_answered(self, token: _Own, reply: Reply) -> None:
         self.hello_reply = reply
         if reply.code == 250:
+            if not self._in_step():
+                return
             self.capabilities = Capabilities(reply if token is _Own.EHLO else None)
             self._deadlines.set(self, NEVER)
             self.owner.connection_ready(self)
@@ -377,6 +381,8 @@ class Connection(asyncio.Protocol):
             self._reply(reply)
             if self._closed:
                 break
+        if self.state is State.IDLE:
+            self._in_step()
         if holder is not None:
             holder.replies_done()
 
@@ -436,8 +442,16 @@ class Connection(asyncio.Protocol):
             self._hello_answered(token, reply)
 
     def _cleared(self) -> None:
+        if not self._in_step():
+            return
         self._deadlines.set(self, NEVER)
         self.owner.connection_cleared(self)
+
+    def _in_step(self) -> bool:
+        """Nothing is owed and nothing more came: else its next words would be taken for answers to somebody's commands."""
+        if not self._reader.empty:
+            self._fail(Reason.GARBLED, b"spoke without being asked")
+        return self._reader.empty
 
     def _send_next(self) -> None:
         if self._unsent and not self._fifo:

@@ -100,6 +100,11 @@ class Dialogue:
         if self.transaction is not None and self.transaction.ended:
             self.transaction = None
 
+    def flush(self) -> None:
+        """The turn is over: what it has for a backend is written."""
+        if self.transaction is not None:
+            self.transaction.flush()
+
     def client_gone(self, cause: str) -> None:
         transaction, self.transaction = self.transaction, None
         if transaction is not None:

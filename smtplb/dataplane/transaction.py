@@ -164,6 +164,11 @@ class Transaction:
                 attempt.data()
             # else a new attempt is coming up: DATA follows when its envelope was answered
 
+    def flush(self) -> None:
+        """The turn is over: one write for all commands that it has for the backend."""
+        if self._attempt is not None:
+            self._attempt.flush()
+
     def body(self, data: bytes) -> bytes:
         """Message content as it came; what is behind the end of data is given back, and `in_body` is then False."""
         relay = self._relay
