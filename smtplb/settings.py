@@ -327,7 +327,7 @@ class GroupSettings:
 class AdminSettings:
     bind: Address | None = None
     socket: str | None = None
-    token: str | None = None  # content of token_file; None: changes only through the socket
+    token: str | None = field(default=None, repr=False)  # content of token_file; None: changes only through the socket
 
 
 @dataclass(frozen=True, slots=True)

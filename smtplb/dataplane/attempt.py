@@ -141,6 +141,7 @@ class Attempt:
     __slots__ = (
         "_context",
         "_due",
+        "_group",
         "_since_s",
         "_trial",
         "backend",
@@ -173,6 +174,7 @@ class Attempt:
         self.binding = trial.binding
         self.connection: Connection | None = None
         self.step = Step.SEEKING
+        self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
         self._due = 0  # RCPT replies owed
         self._since_s = 0.0
         self.deadline_s = NEVER
@@ -200,6 +202,7 @@ class Attempt:
         if not connection.kept:
             self._trial.answered_well(Command.CONNECT)
         self._use(connection)
+        self.flush()
 
     def lease_failed(self, failure: Failure) -> None:
         self._context.runtime.deadlines.disarm(self)
@@ -222,7 +225,8 @@ class Attempt:
     # -- commands ----------------------------------------------------------------------------------
 
     def _use(self, connection: Connection) -> None:
-        """MAIL and every recipient that is not refused, in one write (design 4.2); XFORWARD in front of them."""
+        """MAIL and every recipient that is not refused, XFORWARD in front of them: in one write (design 4.2), at the end of
+        the turn."""
         self.connection = connection
         self.step = Step.ENVELOPE
         trial = self._trial
@@ -230,13 +234,11 @@ class Attempt:
             self.leave(closing=False)
             trial.unsuitable()
             return
-        group = self._xforward(connection)
+        group = self._group = self._xforward(connection)
         group.append((Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, self._mail_parameters(connection))))
         waiting = [r for r in trial.recipients if r.slot.wire is None or r.accepted]
         group.extend((r, r.line_for(connection)) for r in waiting)
         self._due = len(waiting)
-        connection.transaction_open = True
-        connection.send(group)
         self._expect(Phase.MAIL, self.backend.settings.timeouts.mail_s)
 
     def _mail_parameters(self, connection: Connection) -> bytes:
@@ -262,8 +264,16 @@ class Attempt:
             return
         assert self.step is Step.ENVELOPE and self.connection is not None
         self._due += 1
-        self.connection.send([(recipient, recipient.line_for(self.connection))])
+        self._group.append((recipient, recipient.line_for(self.connection)))
         self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+
+    def flush(self) -> None:
+        """The turn is over: write its commands."""
+        group, connection = self._group, self.connection
+        if group and connection is not None:
+            self._group = []
+            connection.transaction_open = True
+            connection.send(group)
 
     @property
     def awaits_recipients(self) -> bool:
@@ -400,13 +410,13 @@ class Attempt:
             self._trial.answered_well(Command.DATA)
             self._trial.body_wanted(as_chunks=False)
         elif reply.code < 400:
-            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply, relayable=False)
+            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply)
         else:
             self.step = Step.ENVELOPE  # nothing was begun: RSET is possible again
             self._error_reply(Command.DATA, Command.DATA, reply)
 
     def _error_reply(self, command: object, kind: Command, reply: Reply) -> None:
-        self._fail(command, self._decide(kind, reply), Phase(kind.value), reply, relayable=reply.code >= 400)
+        self._fail(command, self._decide(kind, reply), Phase(kind.value), reply)
 
     def _chunk_refused(self, reply: Reply) -> None:
         """A chunk was not taken. If the last one is out already, this is the answer to the message: its own must follow suit."""
@@ -426,11 +436,11 @@ class Attempt:
                 decision = classify_reply(Command.BODY, reply, first_on_kept=False, errors_before=0)
                 self._fail(Command.BODY, decision, Phase.BLOCK, reply)
             else:
-                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply, relayable=False)
+                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply)
         elif reply.code == 421:
             self._fail(Command.BODY, IDLE_LOSS, Phase.RCPT, reply, relayable=False)
         else:
-            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply, relayable=False)
+            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply)
 
     def _decide(self, kind: Command, reply: Reply) -> Decision:
         if reply.code < 400:  # 3xx where none belongs: out of step
@@ -448,6 +458,8 @@ class Attempt:
     def _fail(
         self, command: object, decision: Decision, phase: Phase, reply: Reply, *, relayable: bool = True
     ) -> None:
+        """Only an error reply can ever be the client's answer: a 2xx or 3xx that does not belong here is a fault."""
+        relayable = relayable and reply.code >= 400
         self._trial.attempt_failed(
             Trouble(command, decision, phase, reply.text_line(), reply if relayable else None)
         )
@@ -470,7 +482,9 @@ class Attempt:
                 first_on_kept=connection.kept and connection.first_answer_due,
                 errors_before=connection.errors,
             )
-            self._trial.attempt_failed(Trouble(failure.token, decision, failure.phase, failure.detail, None))
+            token = failure.token  # what was asked first names the phase, not what was asked last
+            phase = Phase(token.value) if isinstance(token, Command) else Phase.RCPT
+            self._trial.attempt_failed(Trouble(token, decision, phase, failure.detail, None))
         self._trial.tell_client()
 
     def replies_done(self) -> None:

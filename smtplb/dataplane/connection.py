@@ -257,6 +257,8 @@ class Connection(asyncio.Protocol):
     def opened(self) -> None:
         opening = self._opening
         assert opening is not None
+        if not self.in_step():
+            return
         self._opening = None
         self.greeting, self.hello_reply = opening.greeting, opening.hello_reply
         self.capabilities = opening.capabilities
@@ -459,6 +461,8 @@ class Connection(asyncio.Protocol):
             self._reply(reply)
             if self._closed:
                 break
+        if self.state is State.IDLE:
+            self.in_step()
         if holder is not None:
             holder.replies_done()
 
@@ -515,8 +519,16 @@ class Connection(asyncio.Protocol):
             self._cleared()
 
     def _cleared(self) -> None:
+        if not self.in_step():
+            return
         self._deadlines.set(self, NEVER)
         self.owner.connection_cleared(self)
+
+    def in_step(self) -> bool:
+        """Nothing is owed and nothing more came: else its next words would be taken for answers to somebody's commands."""
+        if not self._reader.empty:
+            self._fail(Reason.GARBLED, b"spoke without being asked")
+        return self._reader.empty
 
     def _send_next(self) -> None:
         if self._unsent and not self._fifo:

@@ -194,6 +194,11 @@ class Dialogue:
         self.helo = b""
         self._greeted = False
 
+    def flush(self) -> None:
+        """The turn is over: what it has for a backend is written."""
+        if self.transaction is not None:
+            self.transaction.flush()
+
     def client_gone(self, cause: str) -> None:
         transaction, self.transaction = self.transaction, None
         if transaction is not None:

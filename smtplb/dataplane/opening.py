@@ -33,6 +33,9 @@ class Line(Protocol):
     def begin_tls(self, context: ssl.SSLContext, server_name: str | None) -> None:
         """Forget what was read and begin the handshake; tls_established follows."""
 
+    def in_step(self) -> bool:
+        """Nothing came behind the last reply; else the connection has failed."""
+
     def hello_sent(self) -> None:
         """The greeting was good: from here on EHLO's timeout counts."""
 
@@ -135,6 +138,8 @@ class Opening:
         self.greeting = reply
         if reply.code != 220:
             self._line.not_opened(Reason.GREETING, reply.text_line(), reply)
+            return
+        if not self._line.in_step():
             return
         self._line.hello_sent()
         self._send_ehlo()

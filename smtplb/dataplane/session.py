@@ -469,9 +469,10 @@ class Session(asyncio.Protocol):
             self._expect_input()
 
     def _flush(self) -> None:
-        """One write per turn."""
+        """The turn is over: one write in each direction."""
         transport = self._transport
         assert transport is not None
+        self._dialogue.flush()
         out = self._out
         if out:
             transport.write(out[0] if len(out) == 1 else b"".join(out))

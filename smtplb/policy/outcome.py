@@ -88,6 +88,8 @@ _NO_CONNECTION = {
 _NO_IDENTITY = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
 # A client can make a backend busy by opening sessions here: a 421 greeting is blamed only against one that answers.
 _BUSY_GREETING = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
+# 421 4.7.x: too many connections from us, at a rate that our clients set.
+_POLICY_GREETING = Decision(Elsewhere.ANY, Blame.NEVER, Reason.BUSY, closing=True)
 
 # Replies about what we sent, never about the mail (ran: a backend that demands TLS says 530 to MAIL).
 _ABOUT_US = frozenset({500, 502, 503, 504, 530, 538, 555})
@@ -151,7 +153,7 @@ def classify_opening(reason: Reason, reply: Reply | None, *, identity_sent: bool
     if identity_sent:
         return _VERDICT if reply is not None else _LOST.get(reason, _NO_CONNECTION[reason])
     if reply is not None and reply.code == 421:
-        return _BUSY_GREETING
+        return _POLICY_GREETING if (reply.enhanced or b"").startswith(b"4.7.") else _BUSY_GREETING
     return _NO_CONNECTION[reason]
 
 

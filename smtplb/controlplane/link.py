@@ -1,0 +1,47 @@
+"""How messages travel between the supervisor and a worker.
+
+Owns the way. Does not own what the messages say (messages.py), nor who answers.
+Invariant: nothing passes but messages, in the order in which they were sent.
+
+LocalLink calls straight through, in both directions, within the same turn: a sender must be ready for the
+answer before its own call returns. A link to a worker process takes its place without either side noticing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from smtplb.dataplane.deadlines import Deadlines
+from smtplb.dataplane.worker import Worker
+from smtplb.messages import FromWorker, ToWorker
+
+
+class WorkerLink(Protocol):
+    def send(self, message: ToWorker) -> None: ...
+
+    def close(self) -> None:
+        """End the worker at once; nothing arrives from it any more. send() must not be called again."""
+
+
+Sockets = dict[str, list[socket.socket]]
+OpenLink = Callable[[asyncio.AbstractEventLoop, Sockets, Callable[[FromWorker], None]], WorkerLink]
+
+
+class LocalLink:
+    """A worker in this process, with a timing wheel of its own. The sockets stay the caller's."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sockets: Sockets, receive: Callable[[FromWorker], None]
+    ) -> None:
+        self._deadlines = Deadlines.of(loop)
+        self._worker = Worker(loop, self._deadlines, receive, sockets)
+
+    def send(self, message: ToWorker) -> None:
+        self._worker.receive(message)
+
+    def close(self) -> None:
+        self._worker.close()
+        self._deadlines.close()

@@ -1,0 +1,342 @@
+"""Active checks: one probe after the other at each backend, none overlapping, a bounded number at once.
+
+Owns when a probe starts, when it is given up, and what a level takes for success. Does not own what results
+mean (rise, fall: policy/health.py by way of registry.py), nor the SMTP words (dataplane/connection.py:
+EHLO, QUIT, the 221).
+Invariant: a subject is in one stage; only _move() changes it; a connection exists in PROBING and CLOSING
+alone.
+
+Every level goes the whole way through EHLO, QUIT and the 221: a level only says how far a backend must come
+to pass. A check that hangs up early fills the backend's log with lost connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Protocol
+
+from smtplb.controlplane.alarm import Alarm
+from smtplb.controlplane.registry import CheckResult
+from smtplb.dataplane.connection import Connection, Failure
+from smtplb.dataplane.deadlines import TICK_S, Deadlines
+from smtplb.messages import BackendKey
+from smtplb.observe.events import Phase
+from smtplb.policy.outcome import Reason
+from smtplb.settings import BackendSettings, CheckLevel
+from smtplb.smtp.replies import Reply
+
+MAX_PROBES = 64  # at once, closing ones included: 300 backends that hang cost 64 descriptors, not 300
+MAX_TEXT = 200  # characters of a result's text; a reply line may have 4096 octets
+
+
+class ProbeConnection(Protocol):
+    """What a probe needs of dataplane.connection.Connection."""
+
+    greeting: Reply | None
+    hello_reply: Reply | None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def quit(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Stage(Enum):
+    REST = auto()  # no checks: the backend is in maint, or we are stopping
+    WAITING = auto()  # for its time
+    DUE = auto()  # for one of the MAX_PROBES places
+    PROBING = auto()  # for a verdict
+    CLOSING = auto()  # for the 221
+
+
+_HELD = (Stage.PROBING, Stage.CLOSING)
+
+# How far a backend must have come when a connection fails, for the level to pass all the same.
+_PASSED_IF_FAILED_IN: dict[CheckLevel, tuple[Phase, ...]] = {
+    CheckLevel.TCP: (Phase.GREETING, Phase.HELLO),
+    CheckLevel.BANNER: (Phase.HELLO,),
+    CheckLevel.EHLO: (),
+}
+
+# Our words where the backend had none.
+_TEXTS: dict[tuple[Reason, Phase], str] = {
+    (Reason.TIMEOUT, Phase.CONNECT): "no connection within {seconds} s",
+    (Reason.TIMEOUT, Phase.GREETING): "no greeting within {seconds} s",
+    (Reason.TIMEOUT, Phase.HELLO): "no answer to EHLO within {seconds} s",
+    (Reason.LOST, Phase.GREETING): "connection closed before the greeting",
+    (Reason.LOST, Phase.HELLO): "connection closed before the answer to EHLO",
+    (Reason.GARBLED, Phase.GREETING): "the greeting is not SMTP: {detail}",
+    (Reason.GARBLED, Phase.HELLO): "the answer to EHLO is not SMTP: {detail}",
+}
+
+
+def printable(words: bytes) -> str:
+    """What a backend or the system said, fit for logs and views."""
+    text = words[:MAX_TEXT].decode("ascii", "backslashreplace")
+    return "".join(char if " " <= char <= "~" else " " for char in text)
+
+
+class Subject:
+    """One backend and its probe. Owner of the connection while there is one."""
+
+    __slots__ = (
+        "alarm",
+        "connection",
+        "discard",
+        "key",
+        "next_at_s",
+        "prober",
+        "settings",
+        "stage",
+        "started_s",
+        "wanted",
+    )
+
+    def __init__(self, prober: Prober, backend: BackendSettings) -> None:
+        self.prober = prober
+        self.key = backend.key
+        self.settings = _cut_timeouts(backend)
+        self.alarm = Alarm(prober.deadlines, self._alarm_rang)
+        self.stage = Stage.REST
+        self.wanted = True
+        self.discard = False  # the probe under way began before the backend was set aside: it counts no more
+        self.connection: ProbeConnection | None = None
+        self.started_s = 0.0
+        self.next_at_s = 0.0
+
+    def _alarm_rang(self) -> None:
+        if self.stage is Stage.WAITING:
+            self.prober.due(self)
+        elif self.stage is Stage.PROBING:
+            self.prober.time_is_over(self)
+        else:
+            raise AssertionError(f"a check alarm in stage {self.stage}")
+
+    def connection_ready(self, connection: ProbeConnection) -> None:
+        reached = {
+            CheckLevel.TCP: None,
+            CheckLevel.BANNER: connection.greeting,
+            CheckLevel.EHLO: connection.hello_reply,
+        }[self.settings.check.level]
+        self.prober.verdict(self, True, printable(reached.text_line()) if reached else "connected")
+        self.prober.hang_up(self)
+
+    def connection_failed(self, connection: ProbeConnection, failure: Failure) -> None:
+        if self.stage is Stage.PROBING:
+            self.prober.verdict(self, *self._judge(connection, failure))
+        self.prober.connection_is_over(self)
+
+    def connection_closed(self, connection: ProbeConnection) -> None:
+        self.prober.connection_is_over(self)
+
+    def connection_cleared(self, connection: ProbeConnection) -> None:
+        raise AssertionError("a probe sends no RSET")
+
+    def connection_expired(self, connection: ProbeConnection) -> None:
+        raise AssertionError("a probe keeps no connection")
+
+    def _judge(self, connection: ProbeConnection, failure: Failure) -> tuple[bool, str]:
+        if failure.phase in _PASSED_IF_FAILED_IN[self.settings.check.level]:
+            greeting = connection.greeting if self.settings.check.level is CheckLevel.BANNER else None
+            return True, printable(greeting.text_line()) if greeting else "connected"
+        if failure.reply is not None:
+            return False, printable(failure.reply.text_line())
+        text = _TEXTS.get((failure.reason, failure.phase), "{detail}")
+        seconds = self.prober.deadlines.clock() - self.started_s
+        rounded = f"{seconds:.0f}" if seconds >= 2 else f"{seconds:.1f}"
+        return False, text.format(seconds=rounded, detail=printable(failure.detail))
+
+
+def _cut_timeouts(backend: BackendSettings) -> BackendSettings:
+    """No phase may outlast the probe. Connecting ends a little earlier: a probe that runs out of time has
+    connected.
+    """
+    probe_s = backend.check.timeout_s
+    timeouts = replace(
+        backend.timeouts,
+        connect_s=min(backend.timeouts.connect_s, max(probe_s - 2 * TICK_S, TICK_S)),
+        greeting_s=min(backend.timeouts.greeting_s, probe_s),
+    )
+    return replace(backend, timeouts=timeouts)
+
+
+def _open_connection(
+    backend: BackendSettings, hello: bytes, deadlines: Deadlines, owner: Subject
+) -> ProbeConnection:
+    return Connection(backend, hello=hello, deadlines=deadlines, owner=owner)
+
+
+class Prober:
+    """`report` gets every result; `interval_s` is asked after it how long to rest. `hello`: the name in
+    EHLO where the pool's check has none. Backends whose checks are off are left out.
+    """
+
+    def __init__(
+        self,
+        backends: Iterable[BackendSettings],
+        *,
+        hello: str,
+        deadlines: Deadlines,
+        report: Callable[[BackendKey, CheckResult], None],
+        interval_s: Callable[[BackendKey], float],
+        connect: Callable[[BackendSettings, bytes, Deadlines, Subject], ProbeConnection] = _open_connection,
+        max_probes: int = MAX_PROBES,
+    ) -> None:
+        self.deadlines = deadlines
+        self.first_round_over = asyncio.Event()  # every backend has had a result, or is set aside
+        self._hello = hello
+        self._report = report
+        self._interval_s = interval_s
+        self._connect = connect
+        self._max_probes = max_probes
+        self._subjects = {
+            backend.key: Subject(self, backend)
+            for backend in backends
+            if backend.check.level is not CheckLevel.OFF
+        }
+        self._due: deque[Subject] = deque()
+        self._held = 0  # subjects in PROBING or CLOSING
+        self._unknown = set(self._subjects)
+        self._no_connection = asyncio.Event()
+        self._no_connection.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Probe every backend now, MAX_PROBES at a time; jitter spreads them from the second time on."""
+        self._loop = loop
+        for subject in self._subjects.values():
+            if subject.wanted:
+                self._move(subject, Stage.DUE)
+        self._known(None)
+        self._fill()
+
+    def want(self, key: BackendKey, wanted: bool) -> None:
+        """Take a backend out of the checks, or back in: then it is probed at once. Without effect where
+        checks are off.
+        """
+        subject = self._subjects.get(key)
+        if subject is None or subject.wanted is wanted:
+            return
+        subject.wanted = wanted
+        if subject.stage in _HELD:
+            subject.discard = True  # let it end as it should: QUIT and the 221
+        elif self._loop is None:
+            pass  # start() will see
+        elif wanted:
+            self._move(subject, Stage.DUE)
+            self._fill()
+        else:
+            self._move(subject, Stage.REST)
+        if not wanted:
+            self._known(key)
+
+    def next_in_s(self, key: BackendKey) -> float | None:
+        """Seconds until the next probe; 0 while one is due or under way; None while there will be none."""
+        subject = self._subjects.get(key)
+        if subject is None or not subject.wanted:
+            return None
+        if subject.stage in (Stage.WAITING, Stage.CLOSING):
+            return max(0.0, subject.next_at_s - self.deadlines.clock())
+        return 0.0
+
+    @property
+    def held(self) -> int:
+        """Connections of probes, now."""
+        return self._held
+
+    async def stop(self, within_s: float) -> None:
+        """No more probes. Those under way end with QUIT and the 221; what has not ended `within_s` is cut."""
+        for subject in self._subjects.values():
+            subject.wanted = False
+            if subject.stage not in _HELD:
+                self._move(subject, Stage.REST)
+        try:
+            await asyncio.wait_for(self._no_connection.wait(), within_s)
+        except TimeoutError:
+            self.cut()
+
+    def cut(self) -> None:
+        """End everything at once, impolitely."""
+        for subject in self._subjects.values():
+            subject.wanted = False
+            if subject.connection is not None:
+                subject.connection.abort()
+                subject.connection = None
+            self._move(subject, Stage.REST)
+
+    # What subjects call.
+
+    def due(self, subject: Subject) -> None:
+        self._move(subject, Stage.DUE)
+        self._fill()
+
+    def verdict(self, subject: Subject, passed: bool, text: str) -> None:
+        """The result of the probe under way; its connection may live on for the QUIT."""
+        now = self.deadlines.clock()
+        subject.alarm.off()
+        if subject.wanted and not subject.discard:
+            self._report(subject.key, CheckResult(passed, text, now - subject.started_s))
+            subject.next_at_s = now + self._interval_s(subject.key)
+            self._known(subject.key)
+        else:
+            subject.next_at_s = now
+
+    def hang_up(self, subject: Subject) -> None:
+        assert subject.connection is not None
+        self._move(subject, Stage.CLOSING)
+        subject.connection.quit()
+
+    def time_is_over(self, subject: Subject) -> None:
+        connection = subject.connection
+        assert connection is not None
+        phase = Phase.GREETING if connection.greeting is None else Phase.HELLO
+        connection.abort()
+        subject.connection_failed(connection, Failure(phase, Reason.TIMEOUT, b""))
+
+    def connection_is_over(self, subject: Subject) -> None:
+        subject.connection = None
+        subject.discard = False
+        if not subject.wanted:
+            self._move(subject, Stage.REST)
+        elif subject.next_at_s > self.deadlines.clock():
+            self._move(subject, Stage.WAITING)
+            subject.alarm.set(subject.next_at_s)
+        else:
+            self._move(subject, Stage.DUE)
+        self._fill()
+
+    # Within.
+
+    def _move(self, subject: Subject, stage: Stage) -> None:
+        old, subject.stage = subject.stage, stage
+        if old is Stage.DUE and stage is Stage.REST:
+            self._due.remove(subject)
+        elif stage is Stage.DUE:
+            self._due.append(subject)
+        if stage is not Stage.PROBING:
+            subject.alarm.off()
+        self._held += (stage in _HELD) - (old in _HELD)
+        if self._held:
+            self._no_connection.clear()
+        else:
+            self._no_connection.set()
+
+    def _fill(self) -> None:
+        while self._due and self._held < self._max_probes:
+            subject = self._due.popleft()
+            subject.started_s = self.deadlines.clock()
+            self._move(subject, Stage.PROBING)
+            hello = (subject.settings.check.hello or self._hello).encode("ascii")
+            subject.connection = self._connect(subject.settings, hello, self.deadlines, subject)
+            subject.alarm.set(subject.started_s + subject.settings.check.timeout_s)
+            assert self._loop is not None
+            subject.connection.open(self._loop)
+
+    def _known(self, key: BackendKey | None) -> None:
+        if key is not None:
+            self._unknown.discard(key)
+        if not self._unknown:
+            self.first_round_over.set()

@@ -1,0 +1,312 @@
+"""The one owner of backend state and group shares: what the operator set, what checks found, what follows
+from both.
+
+Owns operator state, weight overrides, check tracks, shares; turns every change into events and snapshots.
+Does not own probing (prober.py), nor what the operator may do (supervisor.py asks strands() first), nor
+pictures of it (picture.py).
+Invariant: `record.standing` always equals policy.health.standing() of the record's facts; only _settle()
+writes it.
+
+Two clocks: the wheel's for everything that is waited for, `wall` (unix time) for everything that is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from smtplb.controlplane.alarm import Alarm
+from smtplb.dataplane.deadlines import Deadlines
+from smtplb.messages import BackendKey, BackendStanding, BackendState, Histogram, Snapshot
+from smtplb.observe.events import BackendChanged, Event, GroupShifted
+from smtplb.policy.health import STANDINGS, CheckState, CheckTrack, OperatorState, standing
+from smtplb.policy.shares import GroupShares, PoolFitness, fitness, group_shares
+from smtplb.settings import BackendSettings, TrafficSettings
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """Outcome of one probe. `text`: printable, what the backend or the system said."""
+
+    passed: bool
+    text: str
+    duration_s: float
+
+
+@dataclass(slots=True)
+class CheckHistory:
+    """What is remembered of a backend's checks, for pictures and counters."""
+
+    last: CheckResult | None = None
+    last_at: float | None = None  # unix time
+    passed: int = 0
+    failed: int = 0
+    durations: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(slots=True)
+class Operator:
+    """The operator's word on one backend."""
+
+    state: OperatorState = OperatorState.READY
+    weight: int | None = None  # instead of the configured one
+    reason: str = ""
+    since: float | None = None  # unix time
+    until: float | None = None  # unix time; then ready again
+
+
+@dataclass(slots=True, eq=False)
+class BackendRecord:
+    settings: BackendSettings
+    track: CheckTrack
+    until_alarm: Alarm
+    since: float  # unix time of the last change of effective state
+    standing: BackendStanding
+    reason: str
+    operator: Operator = field(default_factory=Operator)
+    checks: CheckHistory = field(default_factory=CheckHistory)
+    check_reason: str = ""  # why the check state is what it is
+    down_since: float | None = None  # unix time; from the first `down` until `up`
+
+    @property
+    def weight(self) -> int:
+        return self.settings.weight if self.operator.weight is None else self.operator.weight
+
+
+@dataclass(slots=True, eq=False)
+class GroupRecord:
+    shares: GroupShares
+    since: float  # unix time of the last shift
+    told: tuple[tuple[str, int], ...]  # shares in the last snapshot
+
+
+def _reason_without_result(track: CheckTrack) -> str:
+    return "check: off" if track.state is CheckState.OFF else "not checked yet"
+
+
+class Registry:
+    """`publish` gets snapshots, at most one per loop turn and none before open(). `call_soon` is the loop's.
+
+    `checks_wanted` is told when a backend shall be probed no longer (maint), or again, at once.
+    """
+
+    def __init__(
+        self,
+        traffic: TrafficSettings,
+        *,
+        deadlines: Deadlines,
+        wall: Callable[[], float],
+        call_soon: Callable[[Callable[[], None]], object],
+        emit: Callable[[Event], None],
+        publish: Callable[[Snapshot], None],
+        checks_wanted: Callable[[BackendKey, bool], None],
+    ) -> None:
+        self.traffic = traffic
+        self._deadlines = deadlines
+        self._wall = wall
+        self._call_soon = call_soon
+        self._emit = emit
+        self._publish = publish
+        self._checks_wanted = checks_wanted
+        self._generation = 0
+        self._open = False
+        self._publication_due = False
+        self._closed = False
+        now = wall()
+        self.backends: dict[BackendKey, BackendRecord] = {}
+        for pool in traffic.pools:
+            for backend in pool.backends:
+                self.backends[backend.key] = self._new_record(backend, now)
+        self._by_pool: dict[str, list[BackendRecord]] = {
+            pool.name: [self.backends[backend.key] for backend in pool.backends] for pool in traffic.pools
+        }
+        self.groups: dict[str, GroupRecord] = {}
+        for group in traffic.groups:
+            shares = group_shares(group)
+            self.groups[group.name] = GroupRecord(shares, now, shares.shares)
+        self._group_alarm = Alarm(deadlines, self._group_time_came)
+
+    def _new_record(self, backend: BackendSettings, now: float) -> BackendRecord:
+        track = CheckTrack(backend.check)
+        return BackendRecord(
+            settings=backend,
+            track=track,
+            until_alarm=Alarm(self._deadlines, lambda: self._operator_time_is_over(backend.key)),
+            since=now,
+            standing=standing(OperatorState.READY, track.state, backend.weight),
+            reason=_reason_without_result(track),
+            check_reason=_reason_without_result(track),
+        )
+
+    # Reading.
+
+    def pool(self, name: str) -> list[BackendRecord]:
+        return self._by_pool[name]
+
+    def fitness(self, pool: str) -> PoolFitness:
+        return fitness((record.settings, record.standing) for record in self._by_pool[pool])
+
+    def target_backends(self, target: str) -> list[BackendRecord]:
+        """Every backend that a listener with this target may use, whatever the shares."""
+        if target in self._by_pool:
+            return self._by_pool[target]
+        members = self.groups[target].shares.order
+        return [record for pool in members for record in self._by_pool[pool]]
+
+    def strands(self, key: BackendKey, state: OperatorState) -> list[str]:
+        """Listeners that this change would leave without a usable backend, or, with none usable, without
+        any to try.
+        """
+        record = self.backends[key]
+        after = standing(state, record.track.state, record.weight)
+        stranded = []
+        for listener in self.traffic.listeners:
+            targets = self.target_backends(listener.target)
+            if record not in targets:
+                continue
+            others = [other.standing for other in targets if other is not record]
+            usable = any(other.usable for other in others)
+            tried = usable or any(other.last_resort for other in others)
+            loses_usable = record.standing.usable and not after.usable and not usable
+            ends_tries = not (after.usable or after.last_resort)
+            loses_tried = record.standing.last_resort and ends_tries and not tried
+            if loses_usable or loses_tried:
+                stranded.append(listener.name)
+        return stranded
+
+    # Changing.
+
+    def check_result(self, key: BackendKey, result: CheckResult) -> None:
+        record = self.backends[key]
+        checks = record.checks
+        checks.last, checks.last_at = result, self._wall()
+        checks.durations.observe(result.duration_s)
+        if result.passed:
+            checks.passed += 1
+        else:
+            checks.failed += 1
+        if record.track.result(result.passed):
+            record.check_reason = f"check: {result.text}, {record.track.cause}"
+            self._settle(record)
+
+    def set_operator(self, key: BackendKey, state: OperatorState, reason: str, for_s: float | None) -> None:
+        """`for_s`: after so many seconds ready again; of no meaning with ready."""
+        record = self.backends[key]
+        operator = record.operator
+        old = operator.state
+        now = self._wall()
+        operator.state, operator.reason = state, reason
+        if old is not state:
+            operator.since = now
+        record.until_alarm.off()
+        operator.until = None
+        if for_s is not None and state is not OperatorState.READY:
+            operator.until = now + for_s
+            record.until_alarm.set(self._deadlines.clock() + for_s)
+        if old is not state and OperatorState.MAINT in (old, state):
+            record.track.forget()  # what was known before the work is old; the first check after it decides
+            record.check_reason = _reason_without_result(record.track)
+            self._checks_wanted(key, state is not OperatorState.MAINT)
+        self._settle(record, told_by=f"operator: {state}" + (f", {reason}" if reason else ""))
+
+    def set_weight(self, key: BackendKey, weight: int, reason: str) -> None:
+        """Override the configured weight; the configured one ends the override."""
+        record = self.backends[key]
+        old = record.weight
+        record.operator.weight = None if weight == record.settings.weight else weight
+        if reason:
+            record.operator.reason = reason
+        if weight != old:
+            told_by = f"operator: weight {old} -> {weight}" + (f", {reason}" if reason else "")
+            self._settle(record, told_by=told_by, weight_changed=True)
+
+    def fail_back(self, group: str) -> bool:
+        """Bring back what is well again. False if there was nothing to bring back."""
+        self._update_groups()
+        if not self.groups[group].shares.fail_back(self._deadlines.clock()):
+            return False
+        self._changed()
+        return True
+
+    def open(self) -> None:
+        """Publish what is known now, and from now on every change."""
+        self._open = True
+        self._publish_now()
+
+    def close(self) -> None:
+        self._closed = True
+        self._group_alarm.off()
+        for record in self.backends.values():
+            record.until_alarm.off()
+
+    # Within.
+
+    def _operator_time_is_over(self, key: BackendKey) -> None:
+        was = self.backends[key].operator.state
+        self.set_operator(key, OperatorState.READY, f"time of {was} is over", None)
+
+    def _settle(self, record: BackendRecord, told_by: str = "", weight_changed: bool = False) -> None:
+        """Bring the standing in line with the facts; tell if state or weight is another than before."""
+        old = record.standing
+        record.standing = new = standing(record.operator.state, record.track.state, record.weight)
+        by_operator = STANDINGS[record.operator.state, record.track.state].by_operator
+        if not by_operator:
+            record.reason = record.check_reason
+        elif told_by:
+            record.reason = told_by
+        if old.state is new.state and not weight_changed:
+            return
+        down_for_s = None
+        if old.state is not new.state:
+            record.since = self._wall()
+            if new.state is BackendState.DOWN and record.down_since is None:
+                record.down_since = record.since
+            elif new.state is BackendState.UP and record.down_since is not None:
+                down_for_s = max(0.0, record.since - record.down_since)
+                record.down_since = None
+        pool, name = record.settings.key
+        reason = told_by or record.reason
+        self._emit(BackendChanged(pool, name, old.state.value, new.state.value, reason, down_for_s))
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._open and not self._publication_due:
+            self._publication_due = True
+            self._call_soon(self._publish_now)
+
+    def _publish_now(self) -> None:
+        self._publication_due = False
+        if self._closed:
+            return
+        self._update_groups()
+        for name, group in self.groups.items():
+            if group.shares.shares != group.told:
+                group.since = self._wall()
+                self._emit(GroupShifted(name, group.told, group.shares.shares, group.shares.reason))
+                group.told = group.shares.shares
+        self._generation += 1
+        self._publish(
+            Snapshot(
+                generation=self._generation,
+                traffic=self.traffic,
+                standings={key: record.standing for key, record in self.backends.items()},
+                shares={name: group.told for name, group in self.groups.items()},
+            )
+        )
+
+    def _update_groups(self) -> None:
+        now = self._deadlines.clock()
+        pools = {pool for group in self.groups.values() for pool in group.shares.order}
+        fit = {pool: self.fitness(pool) for pool in pools}
+        for group in self.groups.values():
+            group.shares.update(fit, now)
+        wakes = [group.shares.next_at for group in self.groups.values() if group.shares.next_at is not None]
+        if wakes:
+            self._group_alarm.set(min(wakes))
+        else:
+            self._group_alarm.off()
+
+    def _group_time_came(self) -> None:
+        self._update_groups()
+        if any(group.shares.shares != group.told for group in self.groups.values()):
+            self._changed()

@@ -1,0 +1,138 @@
+"""Listening sockets: all bound or none.
+
+Owns the sockets of every listener from bind to close, and the files of unix sockets. Does not own accepting
+(the workers do).
+Invariant: when bind_listeners() raises, no socket of it is open and no file of it is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from typing import Any
+
+from smtplb.settings import Address, ListenerSettings
+
+BACKLOG = 4096  # connections; the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
+
+
+class BindError(Exception):
+    """Says which listener, which address and why: "listener mx: 127.0.0.1:25: address already in use"."""
+
+
+class ListeningSockets:
+    """`by_listener` has the sockets in the order of the binds; a host name may have brought several."""
+
+    def __init__(self) -> None:
+        self.by_listener: dict[str, list[socket.socket]] = {}
+        self._paths: list[tuple[str, int]] = []  # unix socket files that are ours: path, inode
+
+    @property
+    def bound(self) -> dict[str, list[Address]]:
+        """Real addresses: port 0 has become a port."""
+        return {name: [_address_of(sock) for sock in socks] for name, socks in self.by_listener.items()}
+
+    def close(self) -> None:
+        for socks in self.by_listener.values():
+            for sock in socks:
+                sock.close()
+        for path, inode in self._paths:
+            # Only our own file: a successor may have put its own in the place already.
+            try:
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+            except OSError:
+                pass
+        self._paths.clear()
+
+    def _bind(self, listener: str, bind: Address) -> None:
+        socks = self.by_listener.setdefault(listener, [])
+        if bind.path is not None:
+            _remove_stale(bind.path)
+            socks.append(_bound_socket(socket.AF_UNIX, bind.path))
+            self._paths.append((bind.path, os.stat(bind.path).st_ino))
+            return
+        found = socket.getaddrinfo(
+            bind.host or "0.0.0.0", bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        socks += [_bound_socket(family, where) for family, _, _, _, where in dict.fromkeys(found)]
+
+
+def _bound_socket(family: int, where: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::]:25 beside 0.0.0.0:25, and no client shows up as ::ffff:192.0.2.1.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def bind_listeners(listeners: Iterable[ListenerSettings]) -> ListeningSockets:
+    """Bind every address of every listener, then listen on all: clients queue from then on. BindError if
+    any fails.
+    """
+    sockets = ListeningSockets()
+    listeners = list(listeners)
+    for listener in listeners:
+        for bind in listener.binds:
+            try:
+                sockets._bind(listener.name, bind)
+            except OSError as error:
+                if _only_half_missing(listener, bind, error):
+                    continue
+                sockets.close()
+                raise BindError(f"listener {listener.name}: {bind}: {_words(error)}") from error
+    for name, socks in sockets.by_listener.items():
+        for sock in socks:
+            try:
+                sock.listen(BACKLOG)  # two sockets may bind an address with SO_REUSEADDR; only one may listen
+            except OSError as error:
+                text = f"listener {name}: {_address_of(sock)}: {_words(error)}"
+                sockets.close()
+                raise BindError(text) from error
+    return sockets
+
+
+def _only_half_missing(listener: ListenerSettings, bind: Address, error: OSError) -> bool:
+    """`:25` means both families; on a host without IPv6 the other one is all there is."""
+    if bind.host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+        return False
+    return Address(host="0.0.0.0", port=bind.port) in listener.binds
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the file that a dead process left; OSError if someone listens there, or if it is no socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "a file that is not a socket is in the way")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        try:
+            trial.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _address_of(sock: socket.socket) -> Address:
+    where = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return Address(path=where)
+    return Address(host=where[0], port=where[1])
+
+
+def _words(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,134 @@
+"""Health of a backend: from check results and the operator's word to what a worker may do with it.
+
+Owns the check machine (rise, fall, intervals) and the truth table. Does not own probing
+(controlplane/prober.py) nor who keeps the state (controlplane/registry.py). Pure: results and random
+numbers are arguments, time is nobody's business here.
+Invariant: a standing is a function of operator state and check state alone; STANDINGS has a row for every
+pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+from smtplb.messages import BackendStanding, BackendState
+from smtplb.settings import CheckLevel, CheckSettings
+
+# An interval is shortened by up to this part of it, never lengthened: what interval, timeout, rise and fall
+# promise about the time to `down` stays true. HAProxy spread-checks goes both ways, Envoy
+# interval_jitter_percent only lengthens.
+JITTER_RATIO = 0.2
+
+
+class OperatorState(StrEnum):
+    READY = "ready"
+    DRAIN = "drain"
+    MAINT = "maint"
+
+
+class CheckState(StrEnum):
+    UNPROVEN = "unproven"  # no result yet
+    UP = "up"
+    DOWN = "down"
+    OFF = "off"  # the pool checks nothing: taken for up
+
+
+class Standing(NamedTuple):
+    """A row of the truth table; `by_operator` tells whose word decided."""
+
+    state: BackendState
+    usable: bool
+    last_resort: bool
+    by_operator: bool
+
+
+# Later causes (ejection, slow start, unproven identity) become further parts of the key: the operator still
+# wins.
+STANDINGS: dict[tuple[OperatorState, CheckState], Standing] = {
+    # state                  usable last_resort by_operator
+    (OperatorState.READY, CheckState.UNPROVEN): Standing(BackendState.UNPROVEN, False, True, False),
+    (OperatorState.READY, CheckState.UP): Standing(BackendState.UP, True, False, False),
+    (OperatorState.READY, CheckState.DOWN): Standing(BackendState.DOWN, False, True, False),
+    (OperatorState.READY, CheckState.OFF): Standing(BackendState.UP, True, False, False),
+    (OperatorState.DRAIN, CheckState.UNPROVEN): Standing(BackendState.DRAIN, False, False, True),
+    (OperatorState.DRAIN, CheckState.UP): Standing(BackendState.DRAIN, False, False, True),
+    (OperatorState.DRAIN, CheckState.DOWN): Standing(BackendState.DRAIN, False, False, True),
+    (OperatorState.DRAIN, CheckState.OFF): Standing(BackendState.DRAIN, False, False, True),
+    (OperatorState.MAINT, CheckState.UNPROVEN): Standing(BackendState.MAINT, False, False, True),
+    (OperatorState.MAINT, CheckState.UP): Standing(BackendState.MAINT, False, False, True),
+    (OperatorState.MAINT, CheckState.DOWN): Standing(BackendState.MAINT, False, False, True),
+    (OperatorState.MAINT, CheckState.OFF): Standing(BackendState.MAINT, False, False, True),
+}
+
+
+def standing(operator: OperatorState, check: CheckState, weight: int) -> BackendStanding:
+    """What a worker is told. The weight stays the backend's own in every state: last-resort tries are
+    spread by it, too.
+    """
+    row = STANDINGS[operator, check]
+    return BackendStanding(row.state, row.usable, row.last_resort, weight)
+
+
+class CheckTrack:
+    """Check state of one backend. The first result decides at once; then `fall` failures or `rise`
+    successes in a row.
+
+    `in_a_row` counts results alike, the last included; `cause` tells why the state is what it is ("3 of 3",
+    "first check").
+    """
+
+    __slots__ = ("_settings", "cause", "in_a_row", "last_passed", "state")
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+        self.state = CheckState.UNPROVEN
+        self.in_a_row = 0
+        self.last_passed: bool | None = None
+        self.cause = ""
+        self.forget()
+
+    def forget(self) -> None:
+        """Start again as at start-up: what was known has grown old (a backend comes out of maint)."""
+        self.state = CheckState.OFF if self._settings.level is CheckLevel.OFF else CheckState.UNPROVEN
+        self.in_a_row = 0
+        self.last_passed = None
+        self.cause = ""
+
+    def result(self, passed: bool) -> bool:
+        """Count one result. True if the state changed. Not to be called while checks are off."""
+        if self.state is CheckState.OFF:
+            raise AssertionError("a check result while checks are off")
+        self.in_a_row = self.in_a_row + 1 if passed is self.last_passed else 1
+        self.last_passed = passed
+        new = CheckState.UP if passed else CheckState.DOWN
+        if new is self.state:
+            return False
+        needed = self._settings.rise if passed else self._settings.fall
+        if self.state is CheckState.UNPROVEN:
+            self.cause = "first check"
+        elif self.in_a_row >= needed:
+            self.cause = f"{self.in_a_row} of {needed}"
+        else:
+            return False
+        self.state = new
+        return True
+
+    @property
+    def uncertain(self) -> bool:
+        """The last result speaks against the state, or there is none yet."""
+        if self.state is CheckState.OFF:
+            return False
+        return self.last_passed is not (self.state is CheckState.UP)
+
+    def next_interval_s(self, rng: Callable[[], float]) -> float:
+        """Seconds from the end of one probe to the start of the next: `fast_interval` while uncertain,
+        shortened at random.
+
+        The shorter of both while uncertain, so that a long `fast_interval` never slows a check down.
+        """
+        interval_s = self._settings.interval_s
+        if self.uncertain:
+            interval_s = min(interval_s, self._settings.fast_interval_s)
+        return interval_s * (1.0 - JITTER_RATIO * rng())

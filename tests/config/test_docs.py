@@ -1,0 +1,163 @@
+"""docs/configuration.md and examples/ against the schema: neither can go stale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from enum import StrEnum
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pytest
+
+from smtplb.config import scalars, schema
+from smtplb.config.conditions import When
+from smtplb.config.load import load, load_text
+from smtplb.config.presets import CONNECTIONS
+from smtplb.config.section import Section, keys
+from smtplb.config.section import fields as section_fields
+from smtplb.settings import (
+    BackendSettings,
+    BudgetSettings,
+    CheckSettings,
+    ConnectionSettings,
+    GroupMember,
+    GroupMode,
+    GroupSettings,
+    ListenerLimits,
+    ListenerSettings,
+    LogSettings,
+    PoolSettings,
+    ShutdownSettings,
+    TimeoutSettings,
+    TrafficSettings,
+)
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "configuration.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+# Heading -> section of the schema, and the settings that hold its defaults.
+SECTIONS: dict[str, tuple[type[Section], type[Any] | None]] = {
+    "Top level": (schema.Document, None),
+    "`shutdown`": (schema.Shutdown, ShutdownSettings),
+    "`replay`": (schema.Replay, TrafficSettings),
+    "`defaults`": (schema.Defaults, None),
+    "`listeners[]`": (schema.Listener, ListenerSettings),
+    "`listeners[].accept[]`": (When, None),
+    "`listeners[].limits`": (schema.Limits, ListenerLimits),
+    "`groups.NAME`": (schema.Group, GroupSettings),
+    "`groups.NAME.pools[]`": (schema.Member, GroupMember),
+    "`groups.NAME.failback`": (schema.Failback, None),
+    "`pools.NAME`": (schema.Pool, PoolSettings),
+    "`pools.NAME.backends[]`": (schema.Backend, BackendSettings),
+    "`pools.NAME.check`": (schema.Check, CheckSettings),
+    "`pools.NAME.connections`": (schema.Connections, ConnectionSettings),
+    "`pools.NAME.timeouts`": (schema.Timeouts, TimeoutSettings),
+    "`pools.NAME.budget`": (schema.Budget, BudgetSettings),
+    "`admin`": (schema.Admin, None),
+    "`probes`": (schema.Probes, None),
+    "`log`": (schema.Log, LogSettings),
+}
+
+
+def tables() -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """(heading, key -> cells) of each table of keys."""
+    for part in re.split(r"^##+ ", PAGE, flags=re.MULTILINE)[1:]:
+        heading, _, body = part.partition("\n")
+        _, found, table = body.partition("| key | value | default | effect |\n|---|---|---|---|\n")
+        if not found:
+            continue
+        rows = [line.strip("|").split(" | ") for line in table.split("\n\n")[0].splitlines()]
+        yield heading, {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def default_text(field: Field[Any]) -> str | None:
+    """A default of settings as the page writes it; None where it is no single value."""
+    value = field.default
+    if value is MISSING or value is None or value in ("", ()):
+        return None
+    if isinstance(value, StrEnum | str):
+        return f"`{value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if field.name.endswith("_s"):
+        return f"`{scalars.format_duration(value)}`"
+    if field.name.endswith("_bytes"):
+        return f"`{scalars.format_size(value)}`"
+    if field.name.endswith("_ratio"):
+        return f"`{value:.0%}`"
+    return f"`{value}`"
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_key_of_the_schema_and_no_other_is_on_the_page(heading: str) -> None:
+    assert set(dict(tables())[heading]) == set(keys(SECTIONS[heading][0]))
+
+
+def test_every_table_of_the_page_is_checked() -> None:
+    assert {heading for heading, _ in tables()} == set(SECTIONS)
+
+
+def test_every_section_of_the_schema_is_on_the_page() -> None:
+    defined = {
+        value
+        for value in vars(schema).values()
+        if isinstance(value, type) and issubclass(value, Section) and value is not Section
+    }
+    documented = {section for section, _ in SECTIONS.values()}
+    assert defined - documented == {schema.PerBackend, schema.PoolDefaults}  # part of Pool and Backend
+    assert set(keys(schema.PoolDefaults)) == set(keys(schema.Pool)) - {"backends"}
+
+
+@pytest.mark.parametrize("heading", [name for name, (_, settings) in SECTIONS.items() if settings])
+def test_every_default_on_the_page_is_that_of_settings(heading: str) -> None:
+    section, settings = SECTIONS[heading]
+    assert settings is not None
+    written = dict(tables())[heading]
+    defaults = {field.name: field for field in fields(settings)}
+    for key, attribute, _ in section_fields(section):
+        if key in section.required:
+            assert written[key][1] == "required"
+        elif attribute in defaults and (text := default_text(defaults[attribute])) is not None:
+            assert written[key][1] == text, key
+
+
+def test_defaults_that_have_another_name_in_settings() -> None:
+    group = GroupSettings(name="g", mode=GroupMode.ACTIVE_PASSIVE, members=())
+    written = dict(tables())["`groups.NAME.failback`"]
+    assert written["mode"][1] == f"`{group.failback_mode}`"
+    assert written["delay"][1] == f"`{scalars.format_duration(group.failback_delay_s)}`"
+
+
+def test_every_preset_is_on_the_page() -> None:
+    names = {attribute: key for key, attribute, _ in section_fields(schema.Connections)}
+    for mta, values in CONNECTIONS.items():
+        (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{mta}` |")]
+        for attribute, value in values.items():
+            text = scalars.format_duration(value) if attribute.endswith("_s") else str(value)
+            assert f"`{names[attribute]}: {text}`" in row
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+def test_every_piece_of_yaml_on_the_page_is_lawful(block: str, tmp_path: Path) -> None:
+    (tmp_path / "partners.txt").write_text("192.0.2.0/24\n")
+    text = block
+    if block.startswith("accept:"):
+        text = f'networks: {{inside: 10.0.0.0/8}}\nlisteners:\n  - bind: "127.0.0.1:25"\n    to: relays\n{indent(block, "    ")}'
+    if "listeners:" not in text:
+        text += 'listeners: [{bind: "127.0.0.1:2525", to: relays}]\n'
+    if "pools:" not in text:
+        text += 'pools: {relays: {backends: ["b.test:25"]}}\n'
+    load_text(text, "page.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_lawful(path: Path) -> None:
+    assert load(path).traffic.pools
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES

@@ -1,0 +1,124 @@
+"""`smtplb validate`: mistakes on stderr and exit 1, or what the file does and exit 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smtplb.cli.validate import describe, validate
+from smtplb.settings import Condition, Domains
+from tests.config.support import SMALLEST
+
+PUBLIC = """\
+hostname: lb1.example.net
+networks: {inside: [10.0.0.0/8, "fd00::/8"]}
+listeners:
+  - name: mx
+    bind: ":25"
+    to: site
+    accept:
+      - {recipient_domain: [example.org, .example.org]}
+      - {client: inside, not: {sender: <>}}
+  - {name: open, bind: "192.0.2.1:26", to: east, accept: anyone}
+groups:
+  site: {mode: active-passive, pools: [east, west], failback: {mode: manual}}
+pools:
+  east:
+    policy: weighted
+    backends: [{name: mx1, address: "10.0.0.1:25", weight: 2}, {address: "10.0.0.2:25", backup: true}]
+  west: {backends: ["10.1.0.1:25"], check: {level: off}}
+  spare: {backends: ["10.2.0.1:25"]}
+"""
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(validate, arguments, env=env)
+
+
+def test_a_good_file_is_summed_up_and_the_relay_question_answered(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(PUBLIC)
+    result = run(str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (
+        result.stdout
+        == f"""\
+{path}: fine. 2 listeners, 3 pools, 4 backends; this host is lb1.example.net
+
+listener mx: 0.0.0.0:25, [::]:25
+  to group site, active-passive; load goes on below 50%, back by hand
+    pool east: 2 backends (1 backup), weighted, check ehlo every 10s
+    pool west: 1 backend, round-robin, no checks
+  mail is taken
+    if the recipient is in example.org, any subdomain of example.org
+    if the client is in 10.0.0.0/8, fd00::/8 and not (the sender is <>)
+
+listener open: 192.0.2.1:26
+  to pool east: 2 backends (1 backup), weighted, check ehlo every 10s
+  mail is taken from ANYONE, for anywhere (accept: anyone): the backends must refuse to relay
+
+reached by no listener: pool spare
+"""
+    )
+
+
+def test_without_accept_only_this_host_may_send(tmp_path: Path) -> None:
+    (tmp_path / "lb.yaml").write_text(SMALLEST)
+    assert "mail is taken from this host only" in run(str(tmp_path / "lb.yaml")).stdout
+
+
+def test_all_mistakes_go_to_stderr_and_the_exit_status_is_1(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(SMALLEST.replace("127.0.0.1:2525", "0.0.0.0:25") + "workers: auto\nhostname: a\n")
+    result = run(str(path))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert [line.split(": ")[0] for line in result.stderr.splitlines()] == [
+        f"{path}:2:5",
+        f"{path}:6:1",
+        f"{path}:7:11",
+        str(path),
+    ]
+    assert result.stderr.endswith("3 mistakes. Nothing was started or changed.\n")
+
+
+def test_the_file_may_come_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "lb.yaml").write_text(SMALLEST)
+    assert run(env={"SMTPLB_CONFIG": str(tmp_path / "lb.yaml")}).exit_code == 0
+
+
+def test_a_file_that_is_not_there_is_no_usage_error(tmp_path: Path) -> None:
+    result = run(str(tmp_path / "nope.yaml"))
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr
+
+
+def test_the_default_file_is_named_in_the_help() -> None:
+    assert "/etc/smtplb/smtplb.yaml" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (Condition(), "anything"),
+        (
+            Condition(recipient_domain=Domains(exact=frozenset(f"d{n}.test" for n in range(8)))),
+            "the recipient is in d0.test, d1.test, d2.test, d3.test, d4.test, d5.test and 2 more",
+        ),
+        (Condition(recipient_domain=Domains()), "the recipient is in nothing (an empty list)"),
+        (
+            Condition(helo=Domains(exact=frozenset({"a.test"})), size_over_bytes=1024),
+            "HELO is a.test and the message is larger than 1KiB",
+        ),
+        (
+            Condition(
+                sender=frozenset({"", "a@b.test"}), sender_domain=Domains(suffixes=frozenset({"b.test"}))
+            ),
+            "the sender is in any subdomain of b.test and the sender is <>, a@b.test",
+        ),
+        (Condition(recipient=frozenset({"a@b.test"})), "the recipient is a@b.test"),
+    ],
+)
+def test_conditions_in_words(condition: Condition, words: str) -> None:
+    assert describe(condition) == words
