@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
             else:
                 source = (self.settings.source, 0) if self.settings.source else None
                 await loop.create_connection(lambda: self, address.host, address.port, local_addr=source)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded for the DNS
             self._connecting = None
             self._fail(Reason.CONNECT, _words(error))
 
