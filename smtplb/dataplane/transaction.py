@@ -18,6 +18,7 @@ from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.relay import Relay, Trace
 from smtplb.dataplane.reporting import Reporter
 from smtplb.dataplane.router import Target
+from smtplb.dataplane.search import Search
 from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.outcome import Blame, Command, Reason
 from smtplb.policy.refusal import CHUNK_TAKEN, START_BODY, Refusal
@@ -60,16 +61,14 @@ class Transaction:
         "_answer",
         "_asked_s",
         "_attempt",
-        "_attempts",
         "_backend",
         "_client",
         "_context",
-        "_needs",
         "_phase",
         "_refused_by_us",
         "_relay",
         "_reporter",
-        "_skip",
+        "_search",
         "_slot",
         "_trace",
         "accepted",
@@ -80,7 +79,6 @@ class Transaction:
         "recipients",
         "refused",
         "sender",
-        "target",
         "trace_bytes",
     )
 
@@ -99,21 +97,18 @@ class Transaction:
         self._reporter = Reporter(context, client.id, serial, client.client_text, helo)
         self.sender = sender
         self.parameters = parameters
-        self._needs = needs_of(parameters)
         self.recipients: list[Recipient] = []
         self.accepted = 0
         self.refused = 0
         self.ended = False
         self.chunked = False  # BDAT, not DATA
-        self.target: Target | None = None  # fixed by the first accepted recipient (design 5)
         self._slot: ReplySlot | None = None  # of DATA or the first BDAT, then of the final reply
         self._answer: bytes | None = None  # no attempt is left: what the client hears to all that follows (design 4.8)
         self._refused_by_us = False
         self._relay: Relay | None = None  # from the first 354 on
         self._trace: Trace | None = None
         self.trace_bytes = 0
-        self._attempts = Attempts(context.attempts)
-        self._skip: list[Backend] = []  # asked already, or of no use to this transaction
+        self._search: Search | None = None  # its target is fixed by the first accepted recipient (design 5)
         self._attempt: Attempt | None = None
         self._backend: Backend | None = None  # of the present or last attempt
         self._asked_s = 0.0  # when the client asked what it waits for
@@ -140,6 +135,10 @@ class Transaction:
         return (self.parameters.get(b"BODY") or b"").upper() == b"BINARYMIME"
 
     @property
+    def target(self) -> Target | None:
+        return self._search.target if self._search is not None else None
+
+    @property
     def target_open(self) -> bool:
         """No recipient has fixed the target yet, and none is about to."""
         return self.accepted == 0 and (self._attempt is None or not self._attempt.awaits_recipients)
@@ -148,10 +147,11 @@ class Transaction:
         """RCPT, after relay guard and route. The slot is filled now or later."""
         recipient = Recipient(path, parameters, slot)
         self.recipients.append(recipient)
-        if parameters:
-            self._needs |= needs_of(parameters)
-        if self.target is not target and self.target_open:
+        if self._search is None or (self._search.target is not target and self.target_open):
             self._retarget(target)
+        if parameters:
+            assert self._search is not None
+            self._search.needs |= needs_of(parameters)
         if self._answer is None and self.binding.verdict is not None:
             self._answer = self.binding.verdict
         if self._answer is not None:
@@ -168,13 +168,13 @@ class Transaction:
         attempt.rcpt(recipient)
 
     def _retarget(self, target: Target) -> None:
-        """Nobody was accepted where the recipients before went: this one starts afresh."""
+        """The first recipient, or nobody was accepted where those before it went: this one starts afresh."""
         self._leave(closing=False)
-        self.target = target
         self._attempt = None
-        self._attempts = Attempts(self._context.attempts)
-        self._skip = []
         self._answer = None
+        self._search = Search(
+            target, self.binding, self._context.attempts, needs_of(self.parameters), self.size_bytes
+        )
 
     def data(self, slot: ReplySlot) -> None:
         """DATA, after every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
@@ -288,55 +288,36 @@ class Transaction:
 
     def _seek(self) -> None:
         """Begin an attempt at the backend that is chosen; with none left, answer."""
-        backend = self._choose() if self._may_start() else None
+        assert self._search is not None
+        backend = self._search.next_backend() if self._may_start() else None
         if backend is None:
             self._stick(Refusal.NO_BACKEND.wire)
             return
-        self._skip.append(backend)
         self._begin(backend, wants_fresh=False)
 
-    def _choose(self) -> Backend | None:
-        binding, target = self.binding, self.target
-        assert target is not None
-        if binding.pinned is not None:
-            # The one that authenticated the client, on the connection on which it did (design 4.2).
-            return binding.pinned if binding.pinned in binding.kept and not self._skip else None
-        sticky = binding.sticky
-        if sticky is not None and sticky not in self._skip and sticky.standing.usable and self._able(sticky):
-            return sticky if sticky in target.backends else target.choose(self._skip)
-        while True:
-            backend = target.choose(self._skip)
-            if backend is None or self._able(backend):
-                return backend
-            self._skip.append(backend)  # it lacks what this transaction uses: nobody's fault
-
-    def _able(self, backend: Backend) -> bool:
-        return not backend.lacks(self._needs, self.size_bytes) and (
-            b"REQUIRETLS" not in self._needs or backend.verifies_tls
-        )
-
     def suits(self, connection: Connection) -> bool:
-        return all(need in connection.capabilities for need in self._needs)
+        assert self._search is not None
+        return all(need in connection.capabilities for need in self._search.needs)
 
     def unsuitable(self) -> None:
         self._next_attempt_or(Refusal.NO_BACKEND)
 
     def _begin(self, backend: Backend, *, wants_fresh: bool) -> None:
-        attempts, target = self._attempts, self.target
-        assert target is not None
-        attempts.begin(backend.key)
+        search = self._search
+        assert search is not None
+        search.attempts.begin(backend.key)
         self._backend = backend
         if backend.per_session:
             self.binding.sticky = backend
         if self._trace is None and backend.settings.adds_received:
             self._make_trace()
+        budget_s = backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s
         self._attempt = Attempt(
             self._context,
             self,
             backend,
-            budget_end_s=self._asked_s
-            + (backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s),
-            others_left=attempts.count < attempts.limit and target.others_left(self._skip),
+            budget_end_s=self._asked_s + budget_s,
+            others_left=search.others_left,
             wants_fresh=wants_fresh,
         )
         self._attempt.start()
@@ -350,37 +331,35 @@ class Transaction:
         self._trace = Trace(line, context.hostname)
         self.trace_bytes = len(line)
 
+    @property
+    def _attempts_made(self) -> int:
+        return self._search.attempts.count if self._search is not None else 0
+
     def _may_start(self) -> bool:
         """Nobody starts a further attempt for a client that is gone or has half-closed (design 4.6)."""
-        return self._client is not None and not (self._client.half_closed and self._attempts.count)
+        return self._client is not None and not (self._client.half_closed and self._attempts_made)
 
     def _can_repeat(self) -> bool:
-        """All that the client said so far can be said again, and to somebody: an authenticated session has one backend only."""
-        return (
-            self._may_start()
-            and self.binding.pinned is None
-            and (self._relay is None or self._relay.replayable)
-        )
+        """All that the client said so far can be said again."""
+        return self._may_start() and (self._relay is None or self._relay.replayable)
 
-    def _another_left(self) -> bool:
-        target = self.target
-        return (
-            target is not None and self._can_repeat() and target.others_or_last_resort_left(self._skip)
-        )
+    def _can_ask_another(self) -> bool:
+        return self._search is not None and self._can_repeat() and self._search.another_left
+
+    def _can_refresh(self) -> bool:
+        return self._can_repeat() and self.binding.pinned is None
 
     def attempt_failed(self, trouble: Trouble) -> None:
         """The one place where an attempt gives way to the next one or to an answer."""
-        attempt, decision = self._attempt, trouble.decision
-        assert attempt is not None
+        attempt, search, decision = self._attempt, self._search, trouble.decision
+        assert attempt is not None and search is not None
         self._phase = trouble.phase
         has_reply = trouble.reply is not None
-        following = self._attempts.after(
-            attempt.backend.key, trouble.command, decision, has_reply=has_reply
-        )
-        possible = {Next.SAME_FRESH: self._can_repeat, Next.OTHER: self._another_left}.get(following)
+        command = trouble.command
+        following = search.attempts.after(attempt.backend.key, command, decision, has_reply=has_reply)
+        possible = {Next.SAME_FRESH: self._can_refresh, Next.OTHER: self._can_ask_another}.get(following)
         if possible is not None and not possible():
             following = Attempts.without_other(decision, has_reply=has_reply)
-        command = trouble.command
         if following is Next.RELAY and isinstance(command, Recipient) and command.accepted:
             self._mismatch(trouble)
         elif following is Next.RELAY:
@@ -411,7 +390,8 @@ class Transaction:
             self._seek()
 
     def _next_attempt_or(self, refusal: Refusal) -> None:
-        if self._attempts.count < self._attempts.limit and self._another_left():
+        attempts = self._search.attempts if self._search is not None else None
+        if attempts is not None and attempts.count < attempts.limit and self._can_ask_another():
             self._hold_body()
             self._seek()
         else:
@@ -484,7 +464,8 @@ class Transaction:
     # -- what attempts tell -------------------------------------------------------------------------
 
     def answered_well(self, command: object) -> None:
-        for suspicion in self._attempts.succeeded(command):
+        assert self._search is not None
+        for suspicion in self._search.attempts.succeeded(command):
             self._reporter.proven(suspicion)
 
     def recipient_accepted(self, recipient: Recipient, reply: Reply) -> None:
@@ -646,7 +627,7 @@ class Transaction:
             accepted=self.accepted,
             refused=self.refused,
             message_bytes=relay.sent_bytes if relay is not None else 0,
-            attempts=self._attempts.count,
+            attempts=self._attempts_made,
         )
 
 

@@ -1,0 +1,74 @@
+"""Which backend a transaction asks next.
+
+Owns the target, what the transaction needs of a backend, who was asked already, and the rules of design 4.4 applied to that.
+Does not own an attempt (attempt.py), answers to the client (transaction.py), or the order inside a pool (policy/balance.py).
+Invariant: no backend is chosen twice; one that lacks what the transaction uses is passed over and nobody's fault.
+"""
+
+from __future__ import annotations
+
+from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.binding import Binding
+from smtplb.dataplane.router import Target
+from smtplb.policy.retry import Attempts
+
+
+class Search:
+    """One for each transaction and target. `needs`: extensions that the transaction uses."""
+
+    __slots__ = ("_binding", "_skip", "attempts", "needs", "size_bytes", "target")
+
+    def __init__(
+        self, target: Target, binding: Binding, attempts_limit: int, needs: frozenset[bytes], size_bytes: int
+    ) -> None:
+        self.target = target
+        self._binding = binding
+        self.needs = needs
+        self.size_bytes = size_bytes
+        self.attempts = Attempts(attempts_limit)
+        self._skip: list[Backend] = []
+
+    def next_backend(self) -> Backend | None:
+        """The backend of the next attempt; it counts as asked."""
+        backend = self._choose()
+        if backend is not None:
+            self._skip.append(backend)
+        return backend
+
+    def _choose(self) -> Backend | None:
+        binding = self._binding
+        if binding.pinned is not None:
+            # The one that authenticated the client, on the connection on which it did (design 4.2).
+            return binding.pinned if binding.pinned in binding.kept and not self._skip else None
+        sticky = binding.sticky
+        if (
+            sticky is not None
+            and sticky not in self._skip
+            and sticky.standing.usable
+            and sticky in self.target.backends
+            and self._able(sticky)
+        ):
+            return sticky
+        while True:
+            backend = self.target.choose(self._skip)
+            if backend is None or self._able(backend):
+                return backend
+            self._skip.append(backend)
+
+    def _able(self, backend: Backend) -> bool:
+        if not self.needs and not self.size_bytes:
+            return True
+        return not backend.lacks(self.needs, self.size_bytes) and (
+            b"REQUIRETLS" not in self.needs or backend.verifies_tls
+        )
+
+    @property
+    def others_left(self) -> bool:
+        """While the present attempt runs: another usable backend could be asked after it."""
+        attempts = self.attempts
+        return attempts.count < attempts.limit and self.target.others_left(self._skip)
+
+    @property
+    def another_left(self) -> bool:
+        """next_backend() would find somebody. An authenticated session has one backend only."""
+        return self._binding.pinned is None and self.target.others_or_last_resort_left(self._skip)
