@@ -261,6 +261,7 @@ class BackendSettings:
     tls: BackTlsSettings = field(default_factory=BackTlsSettings)
     identity: IdentityMode = IdentityMode.NONE
     received: ReceivedMode = ReceivedMode.AUTO
+    max_connections: int | None = None  # to this backend, kept and checks' own not counted apart; None: no limit
 
     @property
     def adds_received(self) -> bool:
@@ -275,12 +276,21 @@ class BackendSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Transactions that wait while every usable backend has max_connections in use."""
+
+    length: int = 500
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSettings:
     name: str
     backends: tuple[BackendSettings, ...]
     policy: Policy = Policy.ROUND_ROBIN
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     balance_per: BalancePer = BalancePer.TRANSACTION
+    queue: QueueSettings = field(default_factory=QueueSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +355,16 @@ class ShutdownSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """What may be kept of bodies under way, so that another backend can be sent the same message."""
+
+    memory_bytes: int = 256 * 1024  # of one message; more goes to a file
+    per_message_bytes: int = 50 * 1024 * 1024
+    total_bytes: int = 1024 * 1024 * 1024  # of all messages of a worker, memory and files
+    directory: str | None = None  # None: the system's directory for temporary files
+
+
+@dataclass(frozen=True, slots=True)
 class TrafficSettings:
     """What the data plane needs: everything that a message can meet on its way."""
 
@@ -353,6 +373,7 @@ class TrafficSettings:
     pools: tuple[PoolSettings, ...]
     groups: tuple[GroupSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
     attempts: int = 3  # of one transaction, replacement of stale connections not counted (replay.attempts)
 
 

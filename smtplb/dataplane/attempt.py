@@ -235,7 +235,9 @@ class Attempt:
             trial.unsuitable()
             return
         group = self._group = self._xforward(connection)
-        group.append((Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, self._mail_parameters(connection))))
+        group.append(
+            (Command.MAIL, b"MAIL FROM:<%s>%s\r\n" % (trial.sender, self._mail_parameters(connection)))
+        )
         waiting = [r for r in trial.recipients if r.slot.wire is None or r.accepted]
         group.extend((r, r.line_for(connection)) for r in waiting)
         self._due = len(waiting)

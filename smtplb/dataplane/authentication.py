@@ -197,7 +197,9 @@ class Authentication:
         connection, backend = self._connection, self.backend
         assert connection is not None and backend is not None
         now = self._context.runtime.deadlines.clock()
-        connection.expect_until(Phase.MAIL, now + min(backend.settings.timeouts.mail_s, backend.budget.rcpt_s))
+        connection.expect_until(
+            Phase.MAIL, now + min(backend.settings.timeouts.mail_s, backend.budget.rcpt_s)
+        )
         connection.send([(_AUTH, line + b"\r\n")])
 
     def _stop_seeking(self) -> None:

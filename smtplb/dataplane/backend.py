@@ -7,6 +7,7 @@ Invariant: a connection that is handed out owes nothing and has one holder; wait
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from smtplb.dataplane.binding import Binding
@@ -50,6 +51,7 @@ class Backend:
         "final_s",
         "key",
         "offers",
+        "on_room",
         "per_session",
         "replies",
         "reuse",
@@ -74,6 +76,7 @@ class Backend:
         self._quitting: set[Connection] = set()
         self._seekers: deque[Seeker] = deque()
         self._clear_until_s = 0.0
+        self.on_room: Callable[[], None] | None = None  # told when a further lease has become possible
         self.offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO, a check's or ours
         # counters, read when a report is asked for
         self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
@@ -107,6 +110,26 @@ class Backend:
         limit = offers.get(b"SIZE", b"")
         return bool(size_bytes and limit.isdigit() and 0 < int(limit) < size_bytes)
 
+    @property
+    def _count(self) -> int:
+        """Every connection that the backend sees, those that are ending included."""
+        return (
+            len(self._connecting)
+            + len(self._idle)
+            + len(self._bound)
+            + len(self._leased)
+            + len(self._resetting)
+            + len(self._quitting)
+        )
+
+    def has_room(self, binding: Binding) -> bool:
+        """A lease is to be had without waiting for somebody else's to end. Idle ones of others make room for it."""
+        limit = self.settings.max_connections
+        if limit is None or binding.kept.get(self) is not None:
+            return True
+        spare = limit - self._count + len(self._idle) + len(self._bound) + len(self._connecting)
+        return spare > len(self._seekers)
+
     # -- leases ------------------------------------------------------------------------------------
 
     def lease(self, seeker: Seeker) -> Connection | None:
@@ -118,8 +141,22 @@ class Backend:
             connection.leased(seeker)
             return connection
         self._seekers.append(seeker)
+        self._make_room()
         self._open_for_seekers()
         return None
+
+    def _make_room(self) -> None:
+        """At the limit, an idle connection that this seeker cannot use ends for its sake."""
+        limit = self.settings.max_connections
+        if limit is None or self._count < limit:
+            return
+        if self._idle:
+            self.retire(self._idle[0])
+            return
+        for connection in self._bound:
+            if connection.binding is None or connection.binding.pinned is not self:
+                self.retire(connection)
+                return
 
     def _kept_for(self, seeker: Seeker) -> Connection | None:
         binding = seeker.binding
@@ -257,7 +294,9 @@ class Backend:
         """It is free: to the first who waits for such a one, else to those that are kept while there is room."""
         binding = connection.binding
         for seeker in self._seekers:
-            if (binding is None or seeker.binding is binding) and (connection.transactions == 0 or not seeker.wants_fresh):
+            if (binding is None or seeker.binding is binding) and (
+                connection.transactions == 0 or not seeker.wants_fresh
+            ):
                 self._seekers.remove(seeker)
                 self._move(connection, State.LEASED)
                 connection.leased(seeker)
@@ -277,20 +316,30 @@ class Backend:
             self._move(connection, State.IDLE)
         now = self._runtime.deadlines.clock()
         if binding is not None and binding.pinned is self:
-            connection.keep_until(NEVER)  # authenticated: it ends with the session, or when the backend ends it
+            connection.keep_until(
+                NEVER
+            )  # authenticated: it ends with the session, or when the backend ends it
         else:
             connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
+        if self.on_room is not None:
+            self.on_room()
 
     def _open_for_seekers(self) -> None:
         """One connection under way for each seeker; where a connection carries an identity, one of the seeker's own."""
         if not self.settings.identity.binds:
-            while len(self._connecting) < len(self._seekers):
+            while len(self._connecting) < len(self._seekers) and self._below_limit():
                 self._open(None)
-            return
-        under_way = {connection.binding for connection in self._connecting}
-        for seeker in self._seekers:
-            if seeker.binding not in under_way:
-                self._open(seeker.binding)
+        else:
+            under_way = {connection.binding for connection in self._connecting}
+            for seeker in self._seekers:
+                if seeker.binding not in under_way and self._below_limit():
+                    self._open(seeker.binding)
+        if self.on_room is not None:
+            self.on_room()
+
+    def _below_limit(self) -> bool:
+        limit = self.settings.max_connections
+        return limit is None or self._count < limit
 
     def _open(self, binding: Binding | None) -> None:
         runtime = self._runtime

@@ -77,7 +77,9 @@ def _names_in(path: str) -> frozenset[str]:
     facts = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]
     names = {value.lower() for kind, value in facts.get("subjectAltName", ()) if kind == "DNS"}
     if not names:
-        names = {value.lower() for part in facts.get("subject", ()) for key, value in part if key == "commonName"}
+        names = {
+            value.lower() for part in facts.get("subject", ()) for key, value in part if key == "commonName"
+        }
     return frozenset(names)
 
 

@@ -139,6 +139,7 @@ class Connection(asyncio.Protocol):
         "state",
         "transaction_open",
         "transactions",
+        "writable",
     )
 
     def __init__(
@@ -184,6 +185,7 @@ class Connection(asyncio.Protocol):
         self.holder: Holder | None = None
         self.replies = 0  # replies in this lease
         self.transaction_open = False  # MAIL was sent and not yet refused, ended or reset
+        self.writable = True  # it takes what is sent; flow control says otherwise
 
     # -- coming up ---------------------------------------------------------------------------------
 
@@ -278,7 +280,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def tls_version(self) -> str:
-        """"" in clear."""
+        """ "" in clear."""
         return self._transport.version if isinstance(self._transport, TlsStream) else ""
 
     @property
@@ -478,10 +480,12 @@ class Connection(asyncio.Protocol):
         self._fail(Reason.LOST, _words(error) if error is not None else b"connection closed by the backend")
 
     def pause_writing(self) -> None:
+        self.writable = False
         if self.holder is not None:
             self.holder.backend_writable(False)
 
     def resume_writing(self) -> None:
+        self.writable = True
         if self.holder is not None:
             self.holder.backend_writable(True)
 

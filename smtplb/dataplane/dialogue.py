@@ -295,7 +295,9 @@ class Dialogue:
             return
         self.forget()
         self.front_unproven = identity.client is None
-        channel.identified(identity.client, str(identity.client) if identity.client is not None else "unknown")
+        channel.identified(
+            identity.client, str(identity.client) if identity.client is not None else "unknown"
+        )
         channel.answer(self._context.greeting_wire)
 
     # -- AUTH ---------------------------------------------------------------------------------------
@@ -368,9 +370,7 @@ class Dialogue:
             channel.refuse(Refusal.TOO_MANY_MESSAGES)
         else:
             self.transactions += 1
-            self.transaction = Transaction(
-                context, channel, self.helo, self.transactions, sender, parameters
-            )
+            self.transaction = Transaction(context, channel, self.helo, self.transactions, sender, parameters)
             channel.answer(refusal.OK_SENDER)
 
     def _rcpt(self, argument: bytes) -> None:

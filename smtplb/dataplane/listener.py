@@ -39,7 +39,9 @@ class Listener:
         self._connections = RateTable(limits.connections_per_minute)
         self._messages = RateTable(limits.messages_per_minute)
         self._recipients = RateTable(limits.recipients_per_minute)
-        self._counts_clients = not (limits.sessions_per_client is None and limits.sessions_per_network is None)
+        self._counts_clients = not (
+            limits.sessions_per_client is None and limits.sessions_per_network is None
+        )
 
     async def accept(self) -> None:
         """Begin to accept on all sockets. Each is duplicated, so that closing ours leaves the owner's open."""
@@ -75,7 +77,9 @@ class Listener:
             settings.clients.allow is not None and not matches_network(settings.clients.allow, client)
         ):
             return Refusal.CLIENT_DENIED
-        if client is not None and (self._counts_clients or settings.limits.connections_per_minute is not None):
+        if client is not None and (
+            self._counts_clients or settings.limits.connections_per_minute is not None
+        ):
             refused = self._admit_client(session, client_key(client), network_key(client))
             if refused is not None:
                 return refused
@@ -84,7 +88,10 @@ class Listener:
     def _admit_client(self, session: Session, client: ClientKey, network: ClientKey) -> Refusal | None:
         limits = self.context.settings.limits
         self._leave(session)
-        if limits.sessions_per_client is not None and self._clients.count(client) >= limits.sessions_per_client:
+        if (
+            limits.sessions_per_client is not None
+            and self._clients.count(client) >= limits.sessions_per_client
+        ):
             return Refusal.TOO_MANY_FROM_CLIENT
         if (
             limits.sessions_per_network is not None

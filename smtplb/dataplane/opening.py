@@ -108,7 +108,9 @@ class Opening:
             return self._identity.proxy_header(mode)
         if mode is IdentityMode.PROXY_V2:
             return build_v2_local()
-        endpoints = self._line.endpoints()  # Postfix refuses UNKNOWN: a check tells the socket's real addresses
+        endpoints = (
+            self._line.endpoints()
+        )  # Postfix refuses UNKNOWN: a check tells the socket's real addresses
         return Identity.of_own("check", *endpoints).proxy_header(mode) if endpoints is not None else None
 
     def reply(self, reply: Reply) -> None:
@@ -162,7 +164,11 @@ class Opening:
     def _after_hello(self) -> None:
         """What is still missing: TLS, then the identity."""
         mode = self._settings.tls.mode
-        if mode in (BackTlsMode.REQUIRED, BackTlsMode.OPPORTUNISTIC) and not self._tls_done and not self._clear:
+        if (
+            mode in (BackTlsMode.REQUIRED, BackTlsMode.OPPORTUNISTIC)
+            and not self._tls_done
+            and not self._clear
+        ):
             if b"STARTTLS" in self.capabilities:
                 self._awaiting = _Awaiting.STARTTLS
                 self._line.write(b"STARTTLS\r\n")
@@ -231,7 +237,9 @@ class Opening:
                 self._xclient_done = True
                 self._send_ehlo()
         elif reply.code in (500, 501, 502, 503, 504, 550):
-            self.identity_sent = False  # about us (550 5.7.0: "insufficient authorization"), not about the client
+            self.identity_sent = (
+                False  # about us (550 5.7.0: "insufficient authorization"), not about the client
+            )
             self._line.not_opened(Reason.IDENTITY, reply.text_line(), None)
         else:
             self._line.not_opened(Reason.GREETING, reply.text_line(), reply)

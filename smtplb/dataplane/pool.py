@@ -6,7 +6,7 @@ Invariant: a choice is a backend of the first tier that has one left; drain, mai
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.runtime import Runtime
@@ -26,16 +26,19 @@ class Pool:
         "_runtime",
         "backends",
         "lease_wait_s",
+        "limited",
         "retries",
         "settings",
     )
 
-    def __init__(self, runtime: Runtime, settings: PoolSettings) -> None:
+    def __init__(self, runtime: Runtime, settings: PoolSettings, on_room: Callable[[Pool], None]) -> None:
         self._runtime = runtime
         self.settings = settings
-        self.backends: dict[str, Backend] = {
-            b.name: Backend(runtime, b, settings) for b in settings.backends
-        }
+        self.backends: dict[str, Backend] = {b.name: Backend(runtime, b, settings) for b in settings.backends}
+        self.limited = any(b.max_connections is not None for b in settings.backends)
+        if self.limited:
+            for backend in self.backends.values():
+                backend.on_room = lambda: on_room(self)
         self._balancer: Balancer[Backend] = balancer(settings.policy)
         self._first: list[Backend] = []
         self._later: list[Backend] = []

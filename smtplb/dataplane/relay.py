@@ -31,7 +31,18 @@ class Relay:
     `chunked`: the client sends BDAT. `binary`: it declared BODY=BINARYMIME.
     """
 
-    __slots__ = ("_pending_trace", "_reader", "_replay", "_stuffer", "chunked", "connection", "sent_bytes", "trace")
+    __slots__ = (
+        "_caught_up_bytes",
+        "_pending_trace",
+        "_reader",
+        "_replay",
+        "_stuffer",
+        "caught_up",
+        "chunked",
+        "connection",
+        "sent_bytes",
+        "trace",
+    )
 
     def __init__(self, budget: ReplayBudget, trace: Trace | None, *, chunked: bool, binary: bool) -> None:
         self._reader: BodyReader | ChunkReader = ChunkReader(binary=binary) if chunked else BodyReader()
@@ -42,6 +53,8 @@ class Relay:
         self.chunked = chunked
         self.connection: Connection | None = None
         self.sent_bytes = 0  # in the present attempt
+        self._caught_up_bytes = 0  # of what is kept, how much the present attempt was sent
+        self.caught_up = True  # the present attempt was sent all that was read
 
     @property
     def ended(self) -> bool:
@@ -91,14 +104,26 @@ class Relay:
     # -- sending -----------------------------------------------------------------------------------
 
     def attach(self, connection: Connection, *, as_chunks: bool) -> None:
-        """A backend is ready for the body: send what was read so far. finish() must follow if the client's body has ended."""
+        """A backend is ready for the body: send what was read so far, as fast as it takes it (catch_up())."""
         assert self._replay.complete
         assert self.chunked or not as_chunks
         self.connection = connection
         self._stuffer = DotStuffer() if self.chunked and not as_chunks else None
-        self.sent_bytes = 0
-        if self._replay.chunks:
-            self._write(b"".join(self._replay.chunks))
+        self.sent_bytes = self._caught_up_bytes = 0
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Send on from what is kept while the backend takes it; `caught_up` tells whether all of it is out."""
+        connection = self.connection
+        assert connection is not None
+        self.caught_up = False
+        while connection.writable:
+            piece = self._replay.piece_at(self._caught_up_bytes)
+            if not piece:
+                self.caught_up = True
+                return
+            self._caught_up_bytes += len(piece)
+            self._write(piece)
 
     def detach(self) -> None:
         """The attempt is over; what follows is only kept."""
@@ -109,10 +134,14 @@ class Relay:
         self._replay.drop()
 
     def send(self, piece: bytes) -> None:
-        """Pass a piece on, or only keep it while there is no backend."""
+        """Pass a piece on, or only keep it while there is no backend or it is still being caught up with."""
         self._replay.keep(piece)
-        if self.connection is not None and piece:
+        if self.connection is not None and piece and self.caught_up:
             self._write(piece)
+
+    def keep(self, piece: bytes) -> None:
+        """Only keep it: the end of the message goes by finish()."""
+        self._replay.keep(piece)
 
     def _write(self, piece: bytes) -> None:
         connection = self.connection

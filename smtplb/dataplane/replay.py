@@ -1,52 +1,119 @@
 """What of a body was sent, so that it can be sent again to another backend.
 
-Owns the canonical bytes of one message while they fit the budgets. Does not own when they are replayed (transaction.py).
-Invariant: `complete` holds exactly while every byte given to keep() is still here; the bytes of all buffers together stay
-within the budget.
+Owns the canonical bytes of one message while they fit the budgets: in memory first, then in an unlinked temporary file.
+Does not own when they are replayed (transaction.py, relay.py).
+Invariant: `complete` holds exactly while every byte given to keep() is still here; all buffers together stay within the
+budget, and nothing of a message outlives it on disk.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
+
+from smtplb.settings import ReplaySettings
+
+PIECE_BYTES = 64 * 1024  # what a replay reads and writes at a time
+
 
 class ReplayBudget:
-    """Memory for replay: for one message and for all messages of a worker."""
+    """What all messages of a worker have used of what they may."""
 
-    __slots__ = ("per_message_bytes", "total_bytes", "used_bytes")
+    __slots__ = ("settings", "used_file_bytes", "used_memory_bytes")
 
-    def __init__(self, per_message_bytes: int = 256 * 1024, total_bytes: int = 64 * 1024 * 1024) -> None:
-        self.per_message_bytes = per_message_bytes
-        self.total_bytes = total_bytes
-        self.used_bytes = 0
+    def __init__(self, settings: ReplaySettings) -> None:
+        self.settings = settings
+        self.used_memory_bytes = 0
+        self.used_file_bytes = 0
+
+    def allows(self, held_bytes: int, more_bytes: int) -> bool:
+        """A message that holds `held_bytes` may hold `more_bytes` more."""
+        settings = self.settings
+        used = self.used_memory_bytes + self.used_file_bytes
+        return (
+            held_bytes + more_bytes <= settings.per_message_bytes
+            and used + more_bytes <= settings.total_bytes
+        )
 
 
 class ReplayBuffer:
-    """Chunks in the order they were sent. Over a budget all is dropped, and streaming goes on without replay."""
+    """Pieces in the order they were sent. Over a budget all is dropped, and streaming goes on without replay."""
 
-    __slots__ = ("_budget", "chunks", "complete", "size_bytes")
+    __slots__ = ("_budget", "_chunks", "_file", "complete", "size_bytes")
 
     def __init__(self, budget: ReplayBudget) -> None:
         self._budget = budget
-        self.chunks: list[bytes] = []
+        self._chunks: list[bytes] = []
+        self._file: int | None = None  # descriptor of a file without a name
         self.size_bytes = 0
         self.complete = True
 
-    def keep(self, chunk: bytes) -> None:
-        if not self.complete:
+    def keep(self, piece: bytes) -> None:
+        size = len(piece)
+        if not self.complete or not size:
             return
-        size = len(chunk)
         budget = self._budget
-        if self.size_bytes + size > budget.per_message_bytes or budget.used_bytes + size > budget.total_bytes:
+        if not budget.allows(self.size_bytes, size):
+            self.drop()
+            self.complete = False
+        elif self._file is None and self.size_bytes + size <= budget.settings.memory_bytes:
+            self.size_bytes += size
+            budget.used_memory_bytes += size
+            self._chunks.append(piece)
+        else:
+            self._keep_in_file(piece)
+
+    def drop(self) -> None:
+        """Give everything back; nothing can be replayed any more unless nothing was kept."""
+        if not self.size_bytes:
+            return
+        if self._file is None:
+            self._budget.used_memory_bytes -= self.size_bytes
+            self._chunks.clear()
+        else:
+            self._budget.used_file_bytes -= self.size_bytes
+            os.close(self._file)
+            self._file = None
+        self.size_bytes = 0
+        self.complete = False
+
+    def piece_at(self, offset: int) -> bytes:
+        """Up to PIECE_BYTES (or one kept piece, whatever its size) from `offset`, which lies where a piece ended; b"" at the end."""
+        if self._file is not None:
+            return os.pread(self._file, min(PIECE_BYTES, self.size_bytes - offset), offset)
+        at = 0
+        for piece in self._chunks:
+            if at == offset:
+                return piece
+            at += len(piece)
+        return b""
+
+    def _keep_in_file(self, piece: bytes) -> None:
+        """A write into the page cache, not to the disk: it takes about as long as the copy that it is."""
+        budget = self._budget
+        try:
+            if self._file is None:
+                self._file = _nameless_file(budget.settings.directory)
+                budget.used_memory_bytes -= self.size_bytes
+                budget.used_file_bytes += self.size_bytes
+                chunks, self._chunks = self._chunks, []
+                _write_all(self._file, b"".join(chunks))
+            _write_all(self._file, piece)
+        except OSError:  # no space, no directory: the message goes on without replay
             self.drop()
             self.complete = False
             return
-        self.size_bytes += size
-        budget.used_bytes += size
-        self.chunks.append(chunk)
+        budget.used_file_bytes += len(piece)
+        self.size_bytes += len(piece)
 
-    def drop(self) -> None:
-        """Give the memory back; nothing can be replayed any more unless nothing was kept."""
-        if self.size_bytes:
-            self._budget.used_bytes -= self.size_bytes
-            self.size_bytes = 0
-            self.chunks.clear()
-            self.complete = False
+
+def _nameless_file(directory: str | None) -> int:
+    file, name = tempfile.mkstemp(prefix="smtplb-replay-", dir=directory)
+    os.unlink(name)
+    return file
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.pool import Pool
 from smtplb.dataplane.runtime import Runtime
+from smtplb.dataplane.waiting import Queue
 from smtplb.messages import Snapshot
 from smtplb.observe.events import Phase
 from smtplb.policy.balance import Weighted
@@ -35,9 +36,10 @@ class _Share:
 class Target:
     """A pool, or a group as the latest snapshot shares it out."""
 
-    __slots__ = ("_order", "_shares", "_sharing")
+    __slots__ = ("_order", "_shares", "_sharing", "queue")
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self.queue = Queue(runtime.deadlines, 0, 0.0)
         self._order: list[Pool] = []  # every pool, those with the largest shares first
         self._shares: dict[str, _Share] = {}
         self._sharing: Weighted[_Share] = Weighted()
@@ -57,6 +59,11 @@ class Target:
         self._sharing.update(list(kept.values()))
         # sorted() is stable: pools without a share keep the order of preference.
         self._order = [pool for pool, _ in sorted(shares, key=lambda entry: -entry[1])]
+        # One queue for the target: who waits takes the first room in any of its pools.
+        waiting = [pool.settings.queue for pool in self._order if pool.limited]
+        self.queue.length = max((queue.length for queue in waiting), default=0)
+        self.queue.timeout_s = max((queue.timeout_s for queue in waiting), default=0.0)
+        self.queue.serve()
 
     @property
     def pools(self) -> list[Pool]:
@@ -148,17 +155,26 @@ class Router:
         """Take a snapshot. Pools are made at the first one; later ones change standings and shares."""
         for settings in snapshot.traffic.pools:
             if settings.name not in self.pools:
-                self.pools[settings.name] = Pool(self._runtime, settings)
+                self.pools[settings.name] = Pool(self._runtime, settings, self._room_in)
             self.pools[settings.name].apply(snapshot.standings)
         for name, pool in self.pools.items():
-            self.targets.setdefault(name, Target()).apply([(pool, 1)])
+            self._target(name).apply([(pool, 1)])
         for group, shares in snapshot.shares.items():
-            self.targets.setdefault(group, Target()).apply(
-                [(self.pools[pool], share) for pool, share in shares]
-            )
+            self._target(group).apply([(self.pools[pool], share) for pool, share in shares])
         if not self.routes:
             self.routes = {route.name: Route(route, self.targets) for route in snapshot.traffic.routes}
         self.generation = snapshot.generation
+
+    def _target(self, name: str) -> Target:
+        target = self.targets.get(name)
+        if target is None:
+            target = self.targets[name] = Target(self._runtime)
+        return target
+
+    def _room_in(self, pool: Pool) -> None:
+        for target in self.targets.values():
+            if len(target.queue) and pool in target.pools:
+                target.queue.serve()
 
     def reachable(self, name: str) -> list[Target]:
         """Every target that mail to `name` (pool, group or route) can end at."""

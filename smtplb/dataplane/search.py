@@ -16,7 +16,7 @@ from smtplb.policy.retry import Attempts
 class Search:
     """One for each transaction and target. `needs`: extensions that the transaction uses."""
 
-    __slots__ = ("_binding", "_skip", "attempts", "needs", "size_bytes", "target")
+    __slots__ = ("_binding", "_skip", "attempts", "busy", "needs", "size_bytes", "target")
 
     def __init__(
         self, target: Target, binding: Binding, attempts_limit: int, needs: frozenset[bytes], size_bytes: int
@@ -27,6 +27,7 @@ class Search:
         self.size_bytes = size_bytes
         self.attempts = Attempts(attempts_limit)
         self._skip: list[Backend] = []
+        self.busy = False  # after next_backend(): somebody could be asked, but has no room now
 
     def next_backend(self) -> Backend | None:
         """The backend of the next attempt; it counts as asked."""
@@ -47,13 +48,22 @@ class Search:
             and sticky.standing.usable
             and sticky in self.target.backends
             and self._able(sticky)
+            and sticky.has_room(binding)
         ):
             return sticky
+        self.busy = False
+        passed_over: list[Backend] = []
         while True:
-            backend = self.target.choose(self._skip)
-            if backend is None or self._able(backend):
+            backend = self.target.choose([*self._skip, *passed_over] if passed_over else self._skip)
+            if backend is None:
+                return None
+            if not self._able(backend):
+                self._skip.append(backend)
+            elif not backend.has_room(binding):
+                self.busy = True
+                passed_over.append(backend)
+            else:
                 return backend
-            self._skip.append(backend)
 
     def _able(self, backend: Backend) -> bool:
         if not self.needs and not self.size_bytes:

@@ -165,7 +165,9 @@ class Session(asyncio.Protocol):
         if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT and certificates is not None:
             if refused is not None or certificates.context is None:
                 self._context.refused((refused or Refusal.TLS_NOT_NOW).label)
-                self.close((refused or Refusal.TLS_NOT_NOW).label)  # without TLS there is nothing we could say
+                self.close(
+                    (refused or Refusal.TLS_NOT_NOW).label
+                )  # without TLS there is nothing we could say
             else:
                 self._handshake(received)
         elif refused is not None:
@@ -367,7 +369,9 @@ class Session(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Take input apart as far as it may be looked at now; hold the rest."""
         at = 0
-        while at < len(data) and not (self._barrier or self._closing or self._writing_paused or self._tls_due):
+        while at < len(data) and not (
+            self._barrier or self._closing or self._writing_paused or self._tls_due
+        ):
             if self._dialogue.in_body:
                 data, at = self._dialogue.body(data[at:] if at else data), 0
                 self._expect_input()

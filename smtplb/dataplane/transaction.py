@@ -19,6 +19,7 @@ from smtplb.dataplane.relay import Relay, Trace
 from smtplb.dataplane.reporting import Reporter
 from smtplb.dataplane.router import Target
 from smtplb.dataplane.search import Search
+from smtplb.dataplane.waiting import Place
 from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.outcome import Blame, Command, Reason
 from smtplb.policy.refusal import CHUNK_TAKEN, START_BODY, Refusal
@@ -26,6 +27,7 @@ from smtplb.policy.retry import Attempts, Next
 from smtplb.smtp.extensions import Parameters, needs_of
 from smtplb.smtp.replies import Reply
 
+FULL_RETRY_WITHIN_S = 60.0  # 452 to the final dot is tried elsewhere while the client has not waited longer
 MAX_RECEIVED_OWN = 3  # our own trace lines in a message: it has come round
 MAX_RECEIVED_ALL = 50  # RFC 5321 6.3: at least 100 hops is a large number; Postfix hopcount_limit 50
 
@@ -64,7 +66,9 @@ class Transaction:
         "_backend",
         "_client",
         "_context",
+        "_full_told",
         "_phase",
+        "_place",
         "_refused_by_us",
         "_relay",
         "_reporter",
@@ -103,13 +107,17 @@ class Transaction:
         self.ended = False
         self.chunked = False  # BDAT, not DATA
         self._slot: ReplySlot | None = None  # of DATA or the first BDAT, then of the final reply
-        self._answer: bytes | None = None  # no attempt is left: what the client hears to all that follows (design 4.8)
+        self._answer: bytes | None = (
+            None  # no attempt is left: what the client hears to all that follows (design 4.8)
+        )
         self._refused_by_us = False
+        self._full_told = False  # 452 to the final dot came once
         self._relay: Relay | None = None  # from the first 354 on
         self._trace: Trace | None = None
         self.trace_bytes = 0
         self._search: Search | None = None  # its target is fixed by the first accepted recipient (design 5)
         self._attempt: Attempt | None = None
+        self._place: Place | None = None  # waiting until a backend has room
         self._backend: Backend | None = None  # of the present or last attempt
         self._asked_s = 0.0  # when the client asked what it waits for
         self._phase = Phase.MAIL  # the last one reached
@@ -141,7 +149,8 @@ class Transaction:
     @property
     def target_open(self) -> bool:
         """No recipient has fixed the target yet, and none is about to."""
-        return self.accepted == 0 and (self._attempt is None or not self._attempt.awaits_recipients)
+        pending = self._place is not None or (self._attempt is not None and self._attempt.awaits_recipients)
+        return self.accepted == 0 and not pending
 
     def recipient(self, path: bytes, parameters: Parameters, target: Target, slot: ReplySlot) -> None:
         """RCPT, after relay guard and route. The slot is filled now or later."""
@@ -158,6 +167,8 @@ class Transaction:
             self._refuse(recipient, self._answer)
             return
         attempt = self._attempt
+        if self._place is not None:
+            return  # it goes out with the others
         if attempt is None:
             self._asked_s = self._context.runtime.deadlines.clock()
             self._seek()
@@ -290,10 +301,31 @@ class Transaction:
         """Begin an attempt at the backend that is chosen; with none left, answer."""
         assert self._search is not None
         backend = self._search.next_backend() if self._may_start() else None
-        if backend is None:
+        if backend is not None:
+            self._begin(backend, wants_fresh=False)
+        elif self._search.busy:
+            self._place = self._search.target.queue.join(self)
+            if self._place is None:
+                self._context.refused(Refusal.QUEUE_FULL.label)
+                self._stick(Refusal.QUEUE_FULL.wire)
+        else:
             self._stick(Refusal.NO_BACKEND.wire)
-            return
+
+    def room_found(self) -> bool:
+        assert self._search is not None
+        backend = self._search.next_backend()
+        if backend is None:
+            return False
+        self._place = None
         self._begin(backend, wants_fresh=False)
+        self.flush()
+        return True
+
+    def waited_too_long(self) -> None:
+        self._place = None
+        self._context.refused(Refusal.QUEUE_TIMEOUT.label)
+        self._stick(Refusal.QUEUE_TIMEOUT.wire)
+        self.tell_client()
 
     def suits(self, connection: Connection) -> bool:
         assert self._search is not None
@@ -454,7 +486,10 @@ class Transaction:
 
     def _leave(self, *, closing: bool) -> None:
         """End the present attempt, if there is one, without an answer from it."""
-        attempt, relay = self._attempt, self._relay
+        attempt, relay, place = self._attempt, self._relay, self._place
+        if place is not None and self._search is not None:
+            self._place = None
+            self._search.target.queue.leave(place)
         if relay is not None:
             relay.detach()
         if attempt is not None and attempt.step is not Step.OVER:
@@ -496,13 +531,26 @@ class Transaction:
             self._slot.fill(b"" if self.chunked else START_BODY)
             return
         relay.attach(attempt.connection, as_chunks=as_chunks)
+        self._caught_up(relay)
+
+    def _caught_up(self, relay: Relay) -> None:
+        """In a replay: once all that was read is out, the client goes on, or the message ends."""
+        if not relay.caught_up:
+            return
         if relay.ended:
             self._finish(relay, b"")
         elif self._client is not None:
             self._client.backend_writable(True)
 
     def backend_writable(self, writable: bool) -> None:
-        if self.in_body and self._client is not None:
+        relay = self._relay
+        if relay is None:
+            return
+        if not relay.caught_up:
+            if writable:
+                relay.catch_up()
+                self._caught_up(relay)
+        elif self.in_body and self._client is not None:
             self._client.backend_writable(writable)
 
     def tell_client(self) -> None:
@@ -536,7 +584,7 @@ class Transaction:
     def _pass_on(self, relay: Relay, piece: bytes) -> None:
         if piece and self._answer is None:
             relay.send(piece)
-            if relay.connection is None and not relay.replayable:
+            if not relay.replayable and (relay.connection is None or not relay.caught_up):
                 self._leave(closing=False)
                 self._stick(Refusal.BACKEND_LOST.wire)
 
@@ -544,10 +592,11 @@ class Transaction:
         if self._answer is not None:
             outcome = TransactionOutcome.REFUSED if self._refused_by_us else None
             self._answer_and_end(self._answer, "message refused" if outcome else "no attempt left", outcome)
-        elif relay.connection is not None:
+        elif relay.connection is not None and relay.caught_up:
+            relay.keep(last)
             self._finish(relay, last)
         else:
-            relay.send(last)  # an attempt is coming up: it gets all of it
+            relay.keep(last)  # an attempt is coming up, or catching up: it gets all of it
             if not relay.replayable:
                 self._leave(closing=False)
                 self._answer_and_end(
@@ -558,7 +607,6 @@ class Transaction:
         assert self._attempt is not None
         self._attempt.terminator_leaves()
         relay.finish(last, Command.FINAL)
-        relay.forgo_replay()
 
     def final_answered(self, reply: Reply) -> None:
         attempt = self._attempt
@@ -574,6 +622,11 @@ class Transaction:
             return
         backend.attempts[AttemptOutcome.VERDICT] += 1
         attempt.done(closing=reply.code == 421)
+        if self._worth_another(reply, attempt):
+            self._full_told = True
+            self._asked_s = self._context.runtime.deadlines.clock()
+            self._next_attempt(backend, Phase.FINAL, Reason.STORAGE, fresh=False)
+            return
         enhanced = reply.enhanced
         if reply.code in (421, 451) and enhanced is not None and enhanced.startswith(b"4.3."):
             # ran: Postfix with a slow filter said 451 4.3.0 for a message that the filter had taken (design 4.3).
@@ -587,14 +640,24 @@ class Transaction:
             )
         self._answer_and_end(_relayed(reply), "backend said so")
 
+    def _worth_another(self, reply: Reply, attempt: Attempt) -> bool:
+        """The one exception after the terminator: 452 says that nothing was stored (design 4.3). Tried once elsewhere."""
+        search, relay = self._search, self._relay
+        assert search is not None and relay is not None
+        return (
+            reply.code == 452
+            and not self._full_told
+            and attempt.final_wait_s < FULL_RETRY_WITHIN_S
+            and search.attempts.count < search.attempts.limit
+            and self._can_ask_another()
+        )
+
     def final_missing(self, reason: Reason, detail: bytes) -> None:
         """All of the message was handed over and no answer came (RFC 1047, design 4.7)."""
         attempt = self._attempt
         assert attempt is not None
         self._phase = Phase.FINAL
-        self._reporter.attempt_failed(
-            attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail
-        )
+        self._reporter.attempt_failed(attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail)
         self._leave(closing=True)
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT

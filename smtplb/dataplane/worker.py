@@ -105,7 +105,7 @@ class Worker:
 
     def _open(self, traffic: TrafficSettings) -> None:
         assert self._router is not None
-        budget = ReplayBudget()
+        budget = ReplayBudget(traffic.replay)
         for settings in traffic.listeners:
             context = ListenerContext(self._runtime, self._router, settings, traffic, budget)
             if context.certificates is not None:

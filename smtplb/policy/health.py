@@ -1,10 +1,10 @@
 """Health of a backend: from check results and the operator's word to what a worker may do with it.
 
-Owns the check machine (rise, fall, intervals) and the truth table. Does not own probing
+Owns the check machine (rise, fall, identity, intervals) and the truth table. Does not own probing
 (controlplane/prober.py) nor who keeps the state (controlplane/registry.py). Pure: results and random
 numbers are arguments, time is nobody's business here.
-Invariant: a standing is a function of operator state and check state alone; STANDINGS has a row for every
-pair.
+Invariant: state, usable and last_resort of a standing are a function of operator state and check state alone;
+STANDINGS has a row for every pair.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class CheckState(StrEnum):
     UNPROVEN = "unproven"  # no result yet
     UP = "up"
     DOWN = "down"
-    OFF = "off"  # the pool checks nothing: taken for up
+    NO_IDENTITY = (
+        "no-identity"  # seen to lack the configured identity, and not proven again since (design 4.11)
+    )
+    OFF = "off"  # the pool checks nothing: taken for up, and for having the identity
 
 
 class Standing(NamedTuple):
@@ -44,39 +47,44 @@ class Standing(NamedTuple):
     by_operator: bool
 
 
-# Later causes (ejection, slow start, unproven identity) become further parts of the key: the operator still
-# wins.
+# Later causes (ejection, slow start) become further parts of the key: the operator still wins.
 STANDINGS: dict[tuple[OperatorState, CheckState], Standing] = {
     # state                  usable last_resort by_operator
     (OperatorState.READY, CheckState.UNPROVEN): Standing(BackendState.UNPROVEN, False, True, False),
     (OperatorState.READY, CheckState.UP): Standing(BackendState.UP, True, False, False),
     (OperatorState.READY, CheckState.DOWN): Standing(BackendState.DOWN, False, True, False),
+    (OperatorState.READY, CheckState.NO_IDENTITY): Standing(BackendState.UNPROVEN, False, False, False),
     (OperatorState.READY, CheckState.OFF): Standing(BackendState.UP, True, False, False),
     (OperatorState.DRAIN, CheckState.UNPROVEN): Standing(BackendState.DRAIN, False, False, True),
     (OperatorState.DRAIN, CheckState.UP): Standing(BackendState.DRAIN, False, False, True),
     (OperatorState.DRAIN, CheckState.DOWN): Standing(BackendState.DRAIN, False, False, True),
+    (OperatorState.DRAIN, CheckState.NO_IDENTITY): Standing(BackendState.DRAIN, False, False, True),
     (OperatorState.DRAIN, CheckState.OFF): Standing(BackendState.DRAIN, False, False, True),
     (OperatorState.MAINT, CheckState.UNPROVEN): Standing(BackendState.MAINT, False, False, True),
     (OperatorState.MAINT, CheckState.UP): Standing(BackendState.MAINT, False, False, True),
     (OperatorState.MAINT, CheckState.DOWN): Standing(BackendState.MAINT, False, False, True),
+    (OperatorState.MAINT, CheckState.NO_IDENTITY): Standing(BackendState.MAINT, False, False, True),
     (OperatorState.MAINT, CheckState.OFF): Standing(BackendState.MAINT, False, False, True),
 }
 
 
-def standing(operator: OperatorState, check: CheckState, weight: int) -> BackendStanding:
+def standing(
+    operator: OperatorState, check: CheckState, weight: int, offers: dict[bytes, bytes] | None = None
+) -> BackendStanding:
     """What a worker is told. The weight stays the backend's own in every state: last-resort tries are
-    spread by it, too.
+    spread by it, too. So do its offers: what it had last is what it will most likely have again.
     """
     row = STANDINGS[operator, check]
-    return BackendStanding(row.state, row.usable, row.last_resort, weight)
+    return BackendStanding(row.state, row.usable, row.last_resort, weight, offers)
 
 
 class CheckTrack:
     """Check state of one backend. The first result decides at once; then `fall` failures or `rise`
-    successes in a row.
+    successes in a row. An identity that is missing, or proven again, decides at once, too: a check that saw
+    the answer to EHLO is not in doubt about it, and every message sent meanwhile would have to be refused.
 
     `in_a_row` counts results alike, the last included; `cause` tells why the state is what it is ("3 of 3",
-    "first check").
+    "first check"; empty where one check was enough).
     """
 
     __slots__ = ("_settings", "cause", "in_a_row", "last_passed", "state")
@@ -96,30 +104,49 @@ class CheckTrack:
         self.last_passed = None
         self.cause = ""
 
-    def result(self, passed: bool) -> bool:
-        """Count one result. True if the state changed. Not to be called while checks are off."""
+    def result(self, passed: bool, *, identity: bool | None = None) -> bool:
+        """Count one result. True if the state changed. Not to be called while checks are off.
+
+        `identity`: the check saw that the backend has the configured one, or lacks it (then it has not
+        passed); None if it did not come far enough to tell, which leaves the last word on it standing.
+        """
         if self.state is CheckState.OFF:
             raise AssertionError("a check result while checks are off")
+        if identity is False and passed:
+            raise AssertionError("a check that passes without the identity")
         self.in_a_row = self.in_a_row + 1 if passed is self.last_passed else 1
         self.last_passed = passed
-        new = CheckState.UP if passed else CheckState.DOWN
+        new = self._judge(passed, identity)
         if new is self.state:
-            return False
-        needed = self._settings.rise if passed else self._settings.fall
-        if self.state is CheckState.UNPROVEN:
-            self.cause = "first check"
-        elif self.in_a_row >= needed:
-            self.cause = f"{self.in_a_row} of {needed}"
-        else:
             return False
         self.state = new
         return True
 
+    def _judge(self, passed: bool, identity: bool | None) -> CheckState:
+        old, found = self.state, CheckState.UP if passed else CheckState.DOWN
+        if identity is False:
+            self.cause = ""
+            return CheckState.NO_IDENTITY
+        if old is CheckState.NO_IDENTITY:
+            # A failure for another reason, or a success that did not come to EHLO, proves nothing about it.
+            self.cause = ""
+            return found if passed and identity else old
+        if found is old:
+            return old
+        needed = self._settings.rise if passed else self._settings.fall
+        if old is CheckState.UNPROVEN:
+            self.cause = "first check"
+        elif self.in_a_row >= needed:
+            self.cause = f"{self.in_a_row} of {needed}"
+        else:
+            return old
+        return found
+
     @property
     def uncertain(self) -> bool:
         """The last result speaks against the state, or there is none yet."""
-        if self.state is CheckState.OFF:
-            return False
+        if self.state in (CheckState.OFF, CheckState.NO_IDENTITY):
+            return False  # without its identity a backend is one check away from being back: nothing to hurry
         return self.last_passed is not (self.state is CheckState.UP)
 
     def next_interval_s(self, rng: Callable[[], float]) -> float:

@@ -47,7 +47,12 @@ class Refusal(Enum):
     XCLIENT_DENIED = (550, "7.0", "XCLIENT not allowed", "denied")
     EARLY_TALKER = (554, "5.0", "Protocol error: spoke before the greeting", "early-talker")
     TOO_FAST = (421, "7.0", "Too many connections from your address, try again later", "rate")
-    TOO_MANY_FROM_CLIENT = (421, "7.0", "Too many sessions from your address, try again later", "sessions-per-client")
+    TOO_MANY_FROM_CLIENT = (
+        421,
+        "7.0",
+        "Too many sessions from your address, try again later",
+        "sessions-per-client",
+    )
     TOO_MANY_MESSAGES = (450, "7.1", "Too many messages from your address, try again later", "rate")
     TOO_MANY_RCPTS_A_MINUTE = (450, "7.1", "Too many recipients from your address, try again later", "rate")
     FRONT_UNPROVEN = (451, "7.1", "The front did not say whose mail this is", "proxy-local")
@@ -61,6 +66,8 @@ class Refusal(Enum):
     SHUTTING_DOWN = (421, "3.2", "Service shutting down", "shutdown")
     OUR_BUG = (421, "3.0", "Local error, try again later", "bug")
     NO_BACKEND = (451, "4.1", "No mail server can take this now, try again later", "no-backend")
+    QUEUE_FULL = (451, "3.2", "Mail servers are busy, try again later", "queue-full")
+    QUEUE_TIMEOUT = (451, "3.2", "Mail servers are busy, try again later", "queue-timeout")
     BACKEND_LOST = (451, "4.2", "Connection to the mail server was lost, try again later", "backend-lost")
     BACKEND_MISFIT = (451, "3.5", "Mail system misconfigured, try again later", "backend-misfit")
     REPLAY_FAILED = (451, "3.0", "Mail server changed during the transaction, try again", "replay")

@@ -81,7 +81,9 @@ _VALUES = {
     b"RET": re.compile(rb"(?:FULL|HDRS)\Z", re.IGNORECASE),
     b"ENVID": re.compile(rb"%s\Z" % _XTEXT),
     b"AUTH": re.compile(rb"(?:<>|%s)\Z" % _XTEXT),
-    b"NOTIFY": re.compile(rb"(?:NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY)){0,2})\Z", re.IGNORECASE),
+    b"NOTIFY": re.compile(
+        rb"(?:NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY)){0,2})\Z", re.IGNORECASE
+    ),
     b"ORCPT": re.compile(rb"[A-Za-z0-9-]+;[!-*,-<>-~+]+\Z"),
 }
 _BDAT = re.compile(rb"([0-9]{1,%d})(?:[ \t]+(LAST))?\Z" % MAX_SIZE_DIGITS, re.IGNORECASE)
