@@ -374,6 +374,7 @@ class TrafficSettings:
     groups: tuple[GroupSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    in_doubt_remember_s: float = 600.0  # a retry of a message in doubt goes to the same backend first
     attempts: int = 3  # of one transaction, replacement of stale connections not counted (replay.attempts)
 
 

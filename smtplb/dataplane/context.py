@@ -37,6 +37,7 @@ class ListenerContext:
         "greeting_wire",
         "hello_wire",
         "hostname",
+        "in_doubt_remember_s",
         "message_bytes",
         "message_size_limit_bytes",
         "name",
@@ -67,6 +68,7 @@ class ListenerContext:
         self.name = settings.name
         self.hostname = traffic.hostname
         self.attempts = traffic.attempts
+        self.in_doubt_remember_s = traffic.in_doubt_remember_s
         self.message_size_limit_bytes = settings.limits.message_size_bytes
         self.rejects_bare_newline = settings.bare_newline is BareNewline.REJECT
         self.replay_budget = replay_budget

@@ -37,7 +37,7 @@ from smtplb.smtp.commands import (
     split_line,
 )
 from smtplb.smtp.extensions import Parameters
-from smtplb.smtp.identity import UNAVAILABLE, XCLIENT_NAMES, parse_attributes
+from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
 
 _FAULT_REFUSALS = {
     SyntaxFault.ARGUMENTS: Refusal.BAD_ARGUMENTS,

@@ -78,7 +78,7 @@ class ReplayBuffer:
         self.complete = False
 
     def piece_at(self, offset: int) -> bytes:
-        """Up to PIECE_BYTES (or one kept piece, whatever its size) from `offset`, which lies where a piece ended; b"" at the end."""
+        """Up to PIECE_BYTES (or one kept piece, whatever its size) from `offset`, where a piece ended; b"" at the end."""
         if self._file is not None:
             return os.pread(self._file, min(PIECE_BYTES, self.size_bytes - offset), offset)
         at = 0

@@ -7,14 +7,16 @@ Invariant: a snapshot is applied whole; a choice is never a backend that is in `
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.pool import Pool
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.waiting import Queue
-from smtplb.messages import Snapshot
+from smtplb.messages import BackendKey, Snapshot
 from smtplb.observe.events import Phase
+from smtplb.policy.affinity import Affinity
 from smtplb.policy.balance import Weighted
 from smtplb.policy.outcome import Reason
 from smtplb.policy.routing import Facts, holds
@@ -97,6 +99,14 @@ class Target:
                 return backend
         return None
 
+    def backend_named(self, key: BackendKey | None) -> Backend | None:
+        if key is None:
+            return None
+        for pool in self._order:
+            if pool.settings.name == key[0]:
+                return pool.backends.get(key[1])
+        return None
+
     def too_large(self, size_bytes: int) -> bool:
         """No backend takes a message of this size, by what each last said."""
         return all(backend.lacks(frozenset(), size_bytes) for backend in self.backends)
@@ -142,13 +152,14 @@ class Route:
 class Router:
     """All targets by name."""
 
-    __slots__ = ("_runtime", "generation", "pools", "routes", "targets")
+    __slots__ = ("_runtime", "affinity", "generation", "pools", "routes", "targets")
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.pools: dict[str, Pool] = {}
         self.targets: dict[str, Target] = {}
         self.routes: dict[str, Route] = {}
+        self.affinity = Affinity(secrets.token_bytes(16))
         self.generation = 0
 
     def apply(self, snapshot: Snapshot) -> None:

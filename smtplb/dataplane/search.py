@@ -10,17 +10,25 @@ from __future__ import annotations
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.router import Target
-from smtplb.policy.retry import Attempts
+from smtplb.policy.retry import Attempts, BackendKey
 
 
 class Search:
     """One for each transaction and target. `needs`: extensions that the transaction uses."""
 
-    __slots__ = ("_binding", "_skip", "attempts", "busy", "needs", "size_bytes", "target")
+    __slots__ = ("_binding", "_preferred", "_skip", "attempts", "busy", "needs", "size_bytes", "target")
 
     def __init__(
-        self, target: Target, binding: Binding, attempts_limit: int, needs: frozenset[bytes], size_bytes: int
+        self,
+        target: Target,
+        binding: Binding,
+        attempts_limit: int,
+        needs: frozenset[bytes],
+        size_bytes: int,
+        preferred: BackendKey | None,
     ) -> None:
+        """`preferred`: where this message was told to come again (policy/affinity.py)."""
+        self._preferred = preferred
         self.target = target
         self._binding = binding
         self.needs = needs
@@ -41,16 +49,16 @@ class Search:
         if binding.pinned is not None:
             # The one that authenticated the client, on the connection on which it did (design 4.2).
             return binding.pinned if binding.pinned in binding.kept and not self._skip else None
-        sticky = binding.sticky
-        if (
-            sticky is not None
-            and sticky not in self._skip
-            and sticky.standing.usable
-            and sticky in self.target.backends
-            and self._able(sticky)
-            and sticky.has_room(binding)
-        ):
-            return sticky
+        for wished in (self.target.backend_named(self._preferred), binding.sticky):
+            if (
+                wished is not None
+                and wished not in self._skip
+                and wished.standing.usable
+                and wished in self.target.backends
+                and self._able(wished)
+                and wished.has_room(binding)
+            ):
+                return wished
         self.busy = False
         passed_over: list[Backend] = []
         while True:

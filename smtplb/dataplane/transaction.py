@@ -21,6 +21,7 @@ from smtplb.dataplane.router import Target
 from smtplb.dataplane.search import Search
 from smtplb.dataplane.waiting import Place
 from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
+from smtplb.policy.affinity import TEMPFAIL_AGE_S
 from smtplb.policy.outcome import Blame, Command, Reason
 from smtplb.policy.refusal import CHUNK_TAKEN, START_BODY, Refusal
 from smtplb.policy.retry import Attempts, Next
@@ -183,9 +184,28 @@ class Transaction:
         self._leave(closing=False)
         self._attempt = None
         self._answer = None
+        affinity = self._context.router.affinity
+        preferred = None
+        if len(affinity):
+            key = affinity.key(self.binding.identity.client, self.sender, self.recipients[0].path)
+            preferred = affinity.recall(key, self._context.runtime.deadlines.clock())
         self._search = Search(
-            target, self.binding, self._context.attempts, needs_of(self.parameters), self.size_bytes
+            target,
+            self.binding,
+            self._context.attempts,
+            needs_of(self.parameters),
+            self.size_bytes,
+            preferred,
         )
+
+    def _come_again(self, recipients: list[Recipient], for_s: float) -> None:
+        """A temporary verdict, or doubt: the retry goes to the same backend first (policy/affinity.py)."""
+        affinity, backend = self._context.router.affinity, self._backend
+        assert backend is not None
+        until_s = self._context.runtime.deadlines.clock() + for_s
+        for recipient in recipients:
+            key = affinity.key(self.binding.identity.client, self.sender, recipient.path)
+            affinity.remember(key, backend.key, until_s)
 
     def data(self, slot: ReplySlot) -> None:
         """DATA, after every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
@@ -509,6 +529,8 @@ class Transaction:
         recipient.slot.fill(reply.wire())
 
     def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
+        if reply.code in (450, 451):
+            self._come_again([recipient], TEMPFAIL_AGE_S)
         self._refuse(recipient, _relayed(reply))
 
     def envelope_answered(self) -> None:
@@ -638,6 +660,8 @@ class Transaction:
                 reply.text_line(),
                 counted=False,
             )
+        if reply.code in (450, 451):
+            self._come_again([r for r in self.recipients if r.accepted], TEMPFAIL_AGE_S)
         self._answer_and_end(_relayed(reply), "backend said so")
 
     def _worth_another(self, reply: Reply, attempt: Attempt) -> bool:
@@ -659,6 +683,7 @@ class Transaction:
         self._phase = Phase.FINAL
         self._reporter.attempt_failed(attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail)
         self._leave(closing=True)
+        self._come_again([r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s)
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )

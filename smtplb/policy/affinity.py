@@ -1,0 +1,64 @@
+"""Where a message that was told to come again should go first: to the backend that told it so.
+
+Owns the memory of temporary verdicts and of messages in doubt. Does not own whether that backend may be used (the snapshot).
+Invariant: bounded in number and age; keys are keyed hashes, so the table holds nobody's address.
+
+Why: greylisting without a shared database gets worse when each retry meets a backend that has never seen the triplet; and a
+message in doubt may be at the backend already, which can recognise it only if it sees it again (RFC 1047).
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from smtplb.policy.limits import client_key, network_key
+from smtplb.policy.routing import ClientAddress
+
+MAX_ENTRIES = 100_000
+TEMPFAIL_AGE_S = 24 * 3600.0  # senders keep trying for days, but greylisting ends within hours
+
+BackendKey = tuple[str, str]
+
+
+class Affinity:
+    """A table from (client network, sender, recipient) to a backend. `secret` keys the hashes of this process."""
+
+    __slots__ = ("_entries", "_secret")
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._entries: dict[bytes, tuple[BackendKey, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def key(self, client: ClientAddress | None, sender: bytes, recipient: bytes) -> bytes:
+        """IPv4 clients by /24, IPv6 ones by /64: a sender's outgoing hosts take turns."""
+        if client is None:
+            net = b"unix"
+        else:
+            net = repr(network_key(client) if client_key(client)[0] == 4 else client_key(client)).encode(
+                "ascii"
+            )
+        parts = b"\0".join((net, sender.lower(), recipient.lower()))
+        return blake2b(parts, digest_size=12, key=self._secret).digest()
+
+    def remember(self, key: bytes, backend: BackendKey, until_s: float) -> None:
+        """The latest word counts; the oldest entry makes room."""
+        self._entries.pop(key, None)
+        if len(self._entries) >= MAX_ENTRIES:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = (backend, until_s)
+
+    def recall(self, key: bytes, now: float) -> BackendKey | None:
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        backend, until_s = found
+        if until_s <= now:
+            del self._entries[key]
+            return None
+        return backend
+
+    def forget(self, key: bytes) -> None:
+        self._entries.pop(key, None)
