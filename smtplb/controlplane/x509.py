@@ -25,7 +25,7 @@ _INTEGER, _SEQUENCE, _VERSION = 0x02, 0x30, 0xA0
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 # RFC 5280 4.1.2.5: both forms to the second, in UTC.
 _TIMES = {_UTC_TIME: re.compile(rb"[0-9]{12}Z\Z"), _GENERALIZED_TIME: re.compile(rb"[0-9]{14}Z\Z")}
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_PEM_BEGIN, _PEM_END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 def not_after(der: bytes) -> float:
@@ -45,10 +45,11 @@ def not_after(der: bytes) -> float:
 
 def first_in_pem(text: str) -> bytes:
     """The first certificate of a PEM file, in DER: the one that a server shows for itself."""
-    found = _PEM.search(text)
-    if found is None:
+    start = text.find(_PEM_BEGIN)
+    end = text.find(_PEM_END, start)
+    if start < 0 or end < 0:
         raise ValueError("holds no certificate")
-    return ssl.PEM_cert_to_DER_cert(found[0])
+    return ssl.PEM_cert_to_DER_cert(text[start : end + len(_PEM_END)])
 
 
 def _content(der: bytes, at: int, tag: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import re
 from smtplb.smtp.replies import Reply
 
 # RFC 5321 4.1.1.1: ehlo-keyword = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-"); ehlo-param = 1*(%d33-126)
-_EHLO_LINE = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =]+([\x21-\x7e \t]*))?\s*\Z")
+# No two repetitions side by side that can take the same octets: that would be cubic on a long line of blanks.
+_EHLO_LINE = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ \t=]([\t\x20-\x7e]*))?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,19}\Z")
 
 # Which keyword a backend must list to be given a parameter. RFC 1870, 6152, 6531, 3461, 8689, 4954.
@@ -105,7 +106,7 @@ class Capabilities:
             for line in reply.lines[1:]:
                 found = _EHLO_LINE.match(line)
                 if found is not None:
-                    keywords.setdefault(found[1].upper(), (found[2] or b"").strip())
+                    keywords.setdefault(found[1].upper(), (found[2] or b"").lstrip(b" \t=").rstrip(b" \t"))
         self.keywords = keywords
         self.pipelining = b"PIPELINING" in keywords
         limit = keywords.get(b"SIZE", b"")

@@ -14,9 +14,11 @@ MAX_REPLY_LINE_BYTES = (
 )
 MAX_REPLY_BYTES = 65536  # all lines of one reply
 
-# "code" text, RFC 5321 4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF
-_LINE = re.compile(rb"([2-5][0-5][0-9])(?:([ -])([^\x00-\x08\x0a-\x1f\x7f]*))?\Z")
-_CODE = re.compile(rb"[2-5][0-5][0-9](?:[ -]|\Z)")
+# RFC 5321 4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF
+# The second digit goes to 9: operators write 571 and the like in access maps, and clients go by the first digit (4.3.2).
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\x00-\x08\x0a-\x1f\x7f]*))?\Z")
+_CODE = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\Z)")
+_BEGINNING = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\r?\Z)")  # of a line whose end has not come
 # RFC 3463 2: status-code = class "." subject "." detail
 _ENHANCED = re.compile(rb"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]|\Z)")
 _CONTROLS_TO_BLANK = bytes(0x20 if (i < 0x20 and i != 0x09) or i == 0x7F else i for i in range(256))
@@ -42,10 +44,7 @@ class Reply:
     @property
     def enhanced(self) -> bytes | None:
         """The enhanced status code of the first line if its class agrees with the reply code, e.g. b"4.3.2"."""
-        found = _ENHANCED.match(self.lines[0])
-        if found is None or int(found[1]) != self.code // 100:
-            return None
-        return found[0]
+        return _enhanced(self.code // 100, self.lines[0])
 
     def text_line(self) -> bytes:
         """The first line as it was said, without CRLF."""
@@ -54,27 +53,30 @@ class Reply:
     def wire(self, code: int | None = None) -> bytes:
         """As sent to a client, under another code of the same class if one is given.
 
-        RFC 2034 4: each 2xx, 4xx and 5xx line carries an enhanced code of the same class; X.0.0 where the backend gave none.
+        RFC 2034 4: each 2xx, 4xx and 5xx line carries an enhanced code of the same class, the same one on all lines.
+        A line without one gets that of the first line which has one; X.0.0 where the backend gave none at all.
         """
         code = self.code if code is None else code
-        lines = self.lines
+        digit, lines = code // 100, self.lines
         if len(lines) == 1:
-            return b"%d %s\r\n" % (code, _with_enhanced(code, lines[0]))
+            text = lines[0]
+            if digit == 3 or _enhanced(digit, text) is not None:
+                return b"%d %s\r\n" % (code, text)
+            return b"%d %d.0.0 %s\r\n" % (code, digit, text)
+        if digit != 3:
+            codes = [_enhanced(digit, text) for text in lines]
+            common = next(filter(None, codes), b"%d.0.0" % digit)
+            lines = [t if own else b"%s %s" % (common, t) for own, t in zip(codes, lines, strict=True)]
         last = len(lines) - 1
         return b"".join(
-            b"%d%s%s\r\n" % (code, b"-" if at < last else b" ", _with_enhanced(code, text))
-            for at, text in enumerate(lines)
+            b"%d%s%s\r\n" % (code, b"-" if at < last else b" ", text) for at, text in enumerate(lines)
         )
 
 
-def _with_enhanced(code: int, text: bytes) -> bytes:
-    digit = code // 100
-    if digit == 3:
-        return text
+def _enhanced(digit: int, text: bytes) -> bytes | None:
+    """The enhanced status code that `text` begins with, if it is of class `digit`."""
     found = _ENHANCED.match(text)
-    if found is not None and int(found[1]) == digit:
-        return text
-    return b"%d.0.0 %s" % (digit, text)
+    return found[0] if found is not None and int(found[1]) == digit else None
 
 
 class Garbled:
@@ -89,10 +91,11 @@ class Garbled:
 class ReplyReader:
     """Cuts a byte stream into replies. Memory is bounded by MAX_REPLY_BYTES plus one chunk."""
 
-    __slots__ = ("_buffer", "_code", "_lines", "_size")
+    __slots__ = ("_at", "_buffer", "_code", "_lines", "_size")
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._at = 0  # where the next line starts: cutting it off at each line would be quadratic
         self._lines: list[bytes] | None = None  # of the reply under way
         self._code = b""
         self._size = 0
@@ -100,33 +103,39 @@ class ReplyReader:
     @property
     def empty(self) -> bool:
         """No byte of a reply is held."""
-        return not self._buffer and self._lines is None
+        return self._at == len(self._buffer) and self._lines is None
 
     def feed(self, data: bytes) -> None:
-        self._buffer = self._buffer + data if self._buffer else data
+        self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
+        self._at = 0
 
     def clear(self) -> None:
         """Forget what is held (RFC 3207 4.2: all that came before a TLS handshake)."""
         self._buffer = b""
+        self._at = 0
         self._lines = None
         self._size = 0
 
     def next_reply(self) -> Reply | Garbled | None:
         """The next whole reply, None if more bytes are needed. After Garbled the stream is of no further use."""
         while True:
-            buffer = self._buffer
-            end = buffer.find(b"\n")
+            buffer, at = self._buffer, self._at
+            end = buffer.find(b"\n", at)
             if end < 0:
-                if len(buffer) >= MAX_REPLY_LINE_BYTES or (len(buffer) >= 4 and not _CODE.match(buffer)):
-                    return Garbled(buffer)
+                held = len(buffer) - at
+                if held >= MAX_REPLY_LINE_BYTES or (held >= 4 and not _BEGINNING.match(buffer, at)):
+                    return Garbled(buffer[at : at + 200])
+                if at:
+                    self._buffer, self._at = buffer[at:], 0
                 return None
-            line = buffer[: end - 1] if buffer[end - 1 : end] == b"\r" else buffer[:end]
-            self._buffer = buffer[end + 1 :]
-            self._size += end + 1
+            line = buffer[at:end].removesuffix(b"\r")
+            size = end + 1 - at
+            self._at = end + 1
+            self._size += size
             found = _LINE.match(line)
-            if found is None:  # rare: controls inside the text, which must not reach a client
+            if found is None and _CODE.match(line):  # rare: controls in the text must not reach a client
                 found = _LINE.match(line.translate(_CONTROLS_TO_BLANK))
-            if found is None or end >= MAX_REPLY_LINE_BYTES or self._size > MAX_REPLY_BYTES:
+            if found is None or size > MAX_REPLY_LINE_BYTES or self._size > MAX_REPLY_BYTES:
                 return Garbled(line)
             code, dash, text = found.groups(b"")
             if self._lines is None:
