@@ -210,7 +210,8 @@ class Connection(asyncio.Protocol):
             self._deadlines.set(self, NEVER)
             self.owner.connection_ready(self)
         elif token is _Own.EHLO and reply.code in (500, 502, 504):  # RFC 5321 3.2: fall back to HELO
-            self._command(_Own.HELO, b"HELO %s\r\n" % self._hello)
+            if self._in_step():
+                self._command(_Own.HELO, b"HELO %s\r\n" % self._hello)
         else:
             self._fail(Reason.GREETING, reply.text_line(), reply)
 
@@ -260,10 +261,14 @@ class Connection(asyncio.Protocol):
         """Message content, after a 354."""
         self._write(data)
 
-    def write_end(self, data: bytes, token: object) -> None:
-        """The last of the message content, terminator included; its reply carries `token`."""
+    def write_end(self, chunks: list[bytes], token: object) -> None:
+        """The last of the message content, terminator included, in one gathering write; its reply carries `token`."""
+        assert self._transport is not None
         self._fifo.append(token)
-        self._write(data)
+        if len(chunks) == 1:
+            self._transport.write(chunks[0])
+        else:
+            self._transport.writelines(chunks)
 
     def expect_until(self, phase: Phase, deadline_s: float) -> None:
         """The holder's present phase and when it ends in a timeout; NEVER while the backend owes nothing."""
@@ -424,7 +429,7 @@ class Connection(asyncio.Protocol):
             self._fail(Reason.LOST, reply.text_line(), reply)
         elif self.state is State.RESETTING and not self._fifo and not self._unsent:
             self._cleared()
-        if self._unsent:
+        if self._unsent and not self._fifo and self._in_step():
             self._send_next()
 
     def _own_answered(self, token: _Own, reply: Reply) -> None:

@@ -42,13 +42,19 @@ class Relay:
     def replayable(self) -> bool:
         return self._replay.complete
 
-    def attach(self, connection: Connection) -> None:
-        """A backend has said 354: send what was read so far. finish() must follow if the client's body has ended."""
+    def attach(self, connection: Connection) -> bytes:
+        """A backend has said 354. What was read so far is to be sent first, by send_again() or finish()."""
         assert self._replay.complete
         self.connection = connection
-        self.sent_bytes = self._replay.size_bytes
-        if self._replay.chunks:
-            connection.write_body(b"".join(self._replay.chunks))
+        self.sent_bytes = 0
+        return b"".join(self._replay.chunks)
+
+    def send_again(self, chunk: bytes) -> None:
+        """What attach() gave, while the client's body has not ended."""
+        assert self.connection is not None
+        if chunk:
+            self.sent_bytes += len(chunk)
+            self.connection.write_body(chunk)
 
     def detach(self) -> None:
         """The attempt is over; what follows is only kept."""
@@ -75,7 +81,6 @@ class Relay:
         assert connection is not None and self._reader.ended
         self.sent_bytes += len(last_chunk)
         if len(last_chunk) < JOIN_BELOW_BYTES:
-            connection.write_end(last_chunk + TERMINATOR, token)
+            connection.write_end([last_chunk + TERMINATOR], token)
         else:
-            connection.write_body(last_chunk)
-            connection.write_end(TERMINATOR, token)
+            connection.write_end([last_chunk, TERMINATOR], token)

@@ -379,11 +379,13 @@ class Transaction:
             self._relay = relay = Relay(self._context.replay_budget)
             relay.attach(attempt.connection)
             return
-        relay.attach(attempt.connection)
+        so_far = relay.attach(attempt.connection)
         if relay.ended:
-            self._finish(relay, b"")
-        elif self._client is not None:
+            self._finish(relay, so_far)
+            return
+        if self._client is not None:
             self._client.backend_writable(True)
+        relay.send_again(so_far)  # this may well pause the client again
 
     def backend_writable(self, writable: bool) -> None:
         if self.in_body and self._client is not None:
