@@ -56,6 +56,14 @@ class BackendView:
     replies: dict[tuple[str, int], int]
     latency_s: dict[str, float | None]  # p50, p99 of the final reply
     final: Histogram = field(default_factory=Histogram)  # waits for the final reply
+    last_resort: bool = False  # may be tried while nothing of its target is usable
+    identity: str = "none"  # settings.IdentityMode: how it is to hear of clients
+    offers: list[str] = field(default_factory=list)  # extensions in its last EHLO: "SIZE 10240000", "DSN"
+    seen: bool = False  # it has answered EHLO to a check; else `offers` says nothing
+    tls: str = ""  # version in the last good check: "TLSv1.3"; "" in clear
+    tls_verified: bool = False  # by its settings
+    certificate_expires: float | None = None  # unix time, of the certificate that it showed last
+    ca_problem: str = ""  # why the CA file it is verified against cannot be read; the one read before is in use
 
 
 @dataclass(slots=True)
@@ -89,6 +97,14 @@ class GroupView:
 
 
 @dataclass(slots=True)
+class CertificateView:
+    file: str
+    expires: float | None  # unix time, of the one in use; None: none is
+    problem: str  # why the file cannot be used; "" if it can
+    in_use: bool  # clients are shown what was read from it, last or before
+
+
+@dataclass(slots=True)
 class ListenerView:
     name: str
     binds: list[str]
@@ -102,6 +118,12 @@ class ListenerView:
     refusals: dict[str, int]
     transactions: dict[tuple[str, str], int]
     durations: dict[str, Histogram] = field(default_factory=dict)  # of transactions, by pool
+    # Pools by the name of the pool or group that mail goes to: one such name, or those in the rules of a route.
+    targets: dict[str, list[str]] = field(default_factory=dict)
+    tls: str = "off"  # settings.FrontTlsMode
+    certificates: list[CertificateView] = field(default_factory=list)
+    offers: list[str] = field(default_factory=list)  # end-to-end extensions that clients are offered
+    withheld: dict[str, list[str]] = field(default_factory=dict)  # those they are not: because of "pool/backend"
 
 
 @dataclass(slots=True)

@@ -334,10 +334,14 @@ class Connection(asyncio.Protocol):
         self._fifo.append(Command.BODY)
         self._write(data)
 
-    def write_end(self, data: bytes, token: object) -> None:
-        """The last of the message content, terminator included; its reply carries `token`."""
+    def write_end(self, pieces: list[bytes], token: object) -> None:
+        """The last of the message content, terminator included, in one gathering write; its reply carries `token`."""
+        assert self._transport is not None
         self._fifo.append(token)
-        self._write(data)
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        else:
+            self._transport.writelines(pieces)
 
     def expect_until(self, phase: Phase, deadline_s: float) -> None:
         """The holder's present phase and when it ends in a timeout; NEVER while the backend owes nothing."""
@@ -508,7 +512,7 @@ class Connection(asyncio.Protocol):
             self._fail(Reason.LOST, reply.text_line(), reply)
         elif self.state is State.RESETTING and not self._fifo and not self._unsent:
             self._cleared()
-        if self._unsent:
+        if self._unsent and not self._fifo and self.in_step():
             self._send_next()
 
     def _own_answered(self, token: _Own, reply: Reply) -> None:

@@ -12,6 +12,7 @@ from smtplb.dataplane.replay import ReplayBudget, ReplayBuffer
 from smtplb.smtp.body import TERMINATOR, BodyReader
 from smtplb.smtp.chunks import ChunkReader, DotStuffer, ReceivedCounter
 
+CATCH_UP_BYTES = 256 * 1024  # of a replay in one write
 JOIN_BELOW_BYTES = 16384  # a copy this small is cheaper than a second element of a gathering write
 
 
@@ -104,26 +105,35 @@ class Relay:
     # -- sending -----------------------------------------------------------------------------------
 
     def attach(self, connection: Connection, *, as_chunks: bool) -> None:
-        """A backend is ready for the body: send what was read so far, as fast as it takes it (catch_up())."""
+        """A backend is ready for the body. What was read before is to be sent first: catch_up()."""
         assert self._replay.complete
         assert self.chunked or not as_chunks
         self.connection = connection
         self._stuffer = DotStuffer() if self.chunked and not as_chunks else None
         self.sent_bytes = self._caught_up_bytes = 0
-        self.catch_up()
+        self.caught_up = self._replay.size_bytes == 0
 
-    def catch_up(self) -> None:
-        """Send on from what is kept while the backend takes it; `caught_up` tells whether all of it is out."""
+    def catch_up(self) -> bytes | None:
+        """Send on from what is kept while the backend takes it. The rest of it is given back once that is all that is left,
+        to be sent or finished with by the caller; None: go on when the backend is writable."""
         connection = self.connection
         assert connection is not None
-        self.caught_up = False
         while connection.writable:
-            piece = self._replay.piece_at(self._caught_up_bytes)
-            if not piece:
+            batch = self._next_batch()
+            if self._caught_up_bytes == self._replay.size_bytes:
                 self.caught_up = True
-                return
+                return batch
+            self._write(batch)
+        return None
+
+    def _next_batch(self) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while size < CATCH_UP_BYTES and (piece := self._replay.piece_at(self._caught_up_bytes)):
+            pieces.append(piece)
+            size += len(piece)
             self._caught_up_bytes += len(piece)
-            self._write(piece)
+        return b"".join(pieces)
 
     def detach(self) -> None:
         """The attempt is over; what follows is only kept."""
@@ -132,6 +142,11 @@ class Relay:
     def forgo_replay(self) -> None:
         """Nothing will be replayed: give the memory back."""
         self._replay.drop()
+
+    def send_again(self, batch: bytes) -> None:
+        """What catch_up() gave back, while the client's body has not ended."""
+        if batch:
+            self._write(batch)
 
     def send(self, piece: bytes) -> None:
         """Pass a piece on, or only keep it while there is no backend or it is still being caught up with."""
@@ -165,10 +180,6 @@ class Relay:
             last = self._stuffer.feed(last)
             end = self._stuffer.finish() + TERMINATOR
         else:
-            connection.write_end(b"BDAT %d LAST\r\n%s" % (len(last), last), token)
+            connection.write_end([b"BDAT %d LAST\r\n%s" % (len(last), last)], token)
             return
-        if len(last) < JOIN_BELOW_BYTES:
-            connection.write_end(last + end, token)
-        else:
-            connection.write_body(last)
-            connection.write_end(end, token)
+        connection.write_end([last + end] if len(last) < JOIN_BELOW_BYTES else [last, end], token)

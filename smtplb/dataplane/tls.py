@@ -106,17 +106,22 @@ class TlsStream(asyncio.Protocol):
         """Protect and send; in one write with all else of this turn."""
         if self._closing or not data:
             return
+        alone = self._turn is None
+        if alone:
+            self._turn = []
         try:
-            if len(data) <= SLICE_BYTES:
-                self._engine.write(data)
+            view = memoryview(data)
+            for at in range(0, len(data), SLICE_BYTES):
+                self._engine.write(view[at : at + SLICE_BYTES])
                 self._drain_engine()
-            else:
-                view = memoryview(data)
-                for at in range(0, len(data), SLICE_BYTES):
-                    self._engine.write(view[at : at + SLICE_BYTES])
-                    self._drain_engine()
         except ssl.SSLError:
             self.abort()
+        if alone:
+            self._end_turn()
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        """As one write: a record holds 16 KiB at the most, whoever joins the pieces."""
+        self.write(b"".join(pieces))
 
     def close(self) -> None:
         """close_notify, then close what is below once it was sent."""
