@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
@@ -161,7 +161,7 @@ class Backend:
     def _kept_for(self, seeker: Seeker) -> Connection | None:
         binding = seeker.binding
         if self.settings.identity.binds or binding.pinned is self:
-            bound = binding.kept.get(self)
+            bound = cast("Connection | None", binding.kept.get(self))
             if bound is not None and seeker.wants_fresh and binding.pinned is not self:
                 self.retire(bound)
                 return None

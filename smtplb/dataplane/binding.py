@@ -6,13 +6,22 @@ Invariant: a connection in `kept` carries this session's identity and nobody els
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from smtplb.dataplane.identity import Identity
 
-if TYPE_CHECKING:
-    from smtplb.dataplane.backend import Backend
-    from smtplb.dataplane.connection import Connection
+
+class KeptConnection(Protocol):
+    """A connection to a backend, as the binding sees it."""
+
+    def no_longer_wanted(self) -> None:
+        """Its session is over: QUIT."""
+
+
+class Keeper(Protocol):
+    """A backend, as the binding sees it: something that can be told apart from others."""
+
+    key: tuple[str, str]
 
 
 class Binding:
@@ -23,14 +32,14 @@ class Binding:
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.kept: dict[Backend, Connection] = {}
-        self.pinned: Backend | None = None
-        self.sticky: Backend | None = None
+        self.kept: dict[Keeper, KeptConnection] = {}
+        self.pinned: Keeper | None = None
+        self.sticky: Keeper | None = None
         self.verdict: bytes | None = None
         self.alive = True
 
     def end(self) -> None:
-        """The session is over: QUIT on what it kept."""
+        """The session is over, and with it what it kept."""
         self.alive = False
-        for backend, connection in list(self.kept.items()):
-            backend.retire(connection)
+        for connection in list(self.kept.values()):
+            connection.no_longer_wanted()

@@ -394,6 +394,11 @@ class Connection(asyncio.Protocol):
         self._enter(Phase.QUIT, QUIT_TIMEOUT_S)
         self._command(_Own.QUIT, b"QUIT\r\n")
 
+    def no_longer_wanted(self) -> None:
+        """The session that it belongs to is over."""
+        if self.state is State.BOUND:
+            self.owner.connection_expired(self)
+
     def abort(self) -> None:
         """End at once, unsent bytes thrown away; nobody is told.
 

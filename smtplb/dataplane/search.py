@@ -48,8 +48,10 @@ class Search:
         binding = self._binding
         if binding.pinned is not None:
             # The one that authenticated the client, on the connection on which it did (design 4.2).
-            return binding.pinned if binding.pinned in binding.kept and not self._skip else None
-        for wished in (self.target.backend_named(self._preferred), binding.sticky):
+            there = binding.pinned in binding.kept and not self._skip
+            return self.target.backend_named(binding.pinned.key) if there else None
+        sticky = binding.sticky.key if binding.sticky is not None else None
+        for wished in map(self.target.backend_named, filter(None, (self._preferred, sticky))):
             if (
                 wished is not None
                 and wished not in self._skip
