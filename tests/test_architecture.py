@@ -103,9 +103,9 @@ CHAIN = (
     "search",
     "router",
     "pool",
-    "binding",
     "backend",
     "connection",
+    "binding",
 )
 LEAF = len(CHAIN)
 
