@@ -276,6 +276,16 @@ class BackendSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EjectSettings:
+    """Passive health: taking a backend out for a while by what its traffic shows."""
+
+    after: int = 5  # client networks in a row that met a fault of this backend
+    for_s: float = 30.0  # the first time; twice as long the second time, and so on
+    max_for_s: float = 300.0
+    at_most_ratio: float = 0.5  # of a pool's backends, rounded down, but one of two or more
+
+
+@dataclass(frozen=True, slots=True)
 class QueueSettings:
     """Transactions that wait while every usable backend has max_connections in use."""
 
@@ -291,6 +301,8 @@ class PoolSettings:
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     balance_per: BalancePer = BalancePer.TRANSACTION
     queue: QueueSettings = field(default_factory=QueueSettings)
+    eject: EjectSettings | None = field(default_factory=EjectSettings)  # None: off
+    slow_start_s: float = 0.0  # how long a backend that came back takes to its full weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class CheckTrack:
     the answer to EHLO is not in doubt about it, and every message sent meanwhile would have to be refused.
 
     `in_a_row` counts results alike, the last included; `cause` tells why the state is what it is ("3 of 3",
-    "first check"; empty where one check was enough).
+    "first check", "identity proven"; empty where the identity is missing).
     """
 
     __slots__ = ("_settings", "cause", "in_a_row", "last_passed", "state")
@@ -129,8 +129,10 @@ class CheckTrack:
             return CheckState.NO_IDENTITY
         if old is CheckState.NO_IDENTITY:
             # A failure for another reason, or a success that did not come to EHLO, proves nothing about it.
-            self.cause = ""
-            return found if passed and identity else old
+            if not (passed and identity):
+                return old
+            self.cause = "identity proven"
+            return found
         if found is old:
             return old
         needed = self._settings.rise if passed else self._settings.fall
