@@ -7,26 +7,40 @@ to stdout.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
+from typing import TypeAlias
 
 import click
 
 from smtplb.config.errors import ConfigErrors
 from smtplb.config.load import load
+from smtplb.config.relay_guard import whence
 from smtplb.config.scalars import format_duration, format_size
 from smtplb.settings import (
+    AuthMode,
+    BackendSettings,
+    BackTlsMode,
+    BalancePer,
     CheckLevel,
+    ClientCertificates,
     Condition,
     Domains,
     FailbackMode,
+    FrontTlsMode,
+    FrontTlsSettings,
     GroupMode,
     GroupSettings,
     ListenerSettings,
     Network,
+    OtherRoute,
     PoolSettings,
+    RouteSettings,
     Settings,
 )
+
+End: TypeAlias = PoolSettings | GroupSettings | RouteSettings
+Ends: TypeAlias = Mapping[str, End]
 
 DEFAULT_FILE = "/etc/smtplb/smtplb.yaml"
 FILE_VARIABLE = "SMTPLB_CONFIG"
@@ -57,41 +71,82 @@ def validate(context: click.Context, file: str) -> None:
 def summary(settings: Settings) -> Iterator[str]:
     """The configuration in a screenful: who listens, where mail goes, and who may send."""
     traffic = settings.traffic
-    pools = {pool.name: pool for pool in traffic.pools}
-    groups = {group.name: group for group in traffic.groups}
+    ends: dict[str, End] = {pool.name: pool for pool in traffic.pools}
+    ends |= {group.name: group for group in traffic.groups}
+    ends |= {route.name: route for route in traffic.routes}
     backends = sum(len(pool.backends) for pool in traffic.pools)
     yield (
         f"{settings.source}: fine. {_count(len(traffic.listeners), 'listener')}, "
-        f"{_count(len(pools), 'pool')}, {_count(backends, 'backend')}; this host is {traffic.hostname}"
+        f"{_count(len(traffic.pools), 'pool')}, {_count(backends, 'backend')}; this host is {traffic.hostname}"
     )
     for listener in traffic.listeners:
         yield ""
-        yield from _listener(listener, pools, groups)
-    reached = {pool for listener in traffic.listeners for pool in _pools_of(listener, groups)}
-    unused = sorted(pools.keys() - reached)
+        yield from _listener(listener, ends)
+    reached = {pool for listener in traffic.listeners for pool in _pools_of(listener.target, ends)}
+    unused = sorted({pool.name for pool in traffic.pools} - reached)
     if unused:
         yield ""
         yield f"reached by no listener: {_some([f'pool {name}' for name in unused])}"
 
 
-def _listener(
-    listener: ListenerSettings, pools: dict[str, PoolSettings], groups: dict[str, GroupSettings]
-) -> Iterator[str]:
+def _listener(listener: ListenerSettings, ends: Ends) -> Iterator[str]:
     yield f"listener {listener.name}: {', '.join(map(str, listener.binds))}"
-    group = groups.get(listener.target)
-    if group is not None:
-        yield f"  to group {group.name}, {_mode(group)}"
-        for member in group.members:
-            share = f" (share {member.share})" if group.mode is GroupMode.ACTIVE_ACTIVE else ""
-            yield f"    {_pool(pools[member.pool])}{share}"
+    yield f"  {_front_tls(listener.tls)}"
+    if listener.auth is AuthMode.RELAY:
+        yield f"  AUTH by the backends{', also without TLS' if listener.auth_without_tls else ''}"
+    yield from _who_connects(listener)
+    end = ends[listener.target]
+    if isinstance(end, RouteSettings):
+        yield from _route(end, listener.other_route, ends)
     else:
-        yield f"  to {_pool(pools[listener.target])}"
+        yield from _end("to ", end, ends, "  ")
     yield from _who_may_send(listener)
 
 
-def _pools_of(listener: ListenerSettings, groups: dict[str, GroupSettings]) -> list[str]:
-    group = groups.get(listener.target)
-    return [listener.target] if group is None else [member.pool for member in group.members]
+def _pools_of(target: str, ends: Ends) -> list[str]:
+    """Names of the pools that mail to `target` can end at, each once."""
+    end = ends[target]
+    if isinstance(end, PoolSettings):
+        return [target]
+    if isinstance(end, GroupSettings):
+        return [member.pool for member in end.members]
+    pools = [pool for rule in end.rules if rule.target is not None for pool in _pools_of(rule.target, ends)]
+    return list(dict.fromkeys(pools))
+
+
+# Where mail goes.
+
+
+def _route(route: RouteSettings, other_route: OtherRoute, ends: Ends) -> Iterator[str]:
+    yield f"  to route {route.name}"
+    for rule in route.rules:
+        when = (
+            f"if {describe(rule.when)}: "
+            if rule.when is not None
+            else "else: "
+            if len(route.rules) > 1
+            else ""
+        )
+        if rule.refuse is not None:
+            yield f"    {when}refused, {rule.refuse.code} {rule.refuse.enhanced} {rule.refuse.text}"
+        elif rule.target is not None:
+            yield from _end(when, ends[rule.target], ends, "    ")
+    if len({rule.target for rule in route.rules if rule.target is not None}) > 1:
+        what = "are deferred with 452" if other_route is OtherRoute.DEFER else "go along with the first"
+        yield f"    recipients of a message whose way is another {what} (other_route: {other_route})"
+
+
+def _end(prefix: str, end: End, ends: Ends, indent: str) -> Iterator[str]:
+    """A pool, or a group and its pools."""
+    if isinstance(end, PoolSettings):
+        yield f"{indent}{prefix}{_pool(end)}"
+    elif isinstance(end, GroupSettings):
+        yield f"{indent}{prefix}group {end.name}, {_mode(end)}"
+        for member in end.members:
+            share = f"(share {member.share})" if end.mode is GroupMode.ACTIVE_ACTIVE else ""
+            pool = ends[member.pool]
+            assert isinstance(pool, PoolSettings)
+            yield f"{indent}  {_pool(pool)} {share}".rstrip()
 
 
 def _mode(group: GroupSettings) -> str:
@@ -104,21 +159,69 @@ def _mode(group: GroupSettings) -> str:
 def _pool(pool: PoolSettings) -> str:
     backups = sum(backend.backup for backend in pool.backends)
     with_backups = f" ({_count(backups, 'backup')})" if backups else ""
-    checks = sorted({_check(backend.check.level, backend.check.interval_s) for backend in pool.backends})
-    count = _count(len(pool.backends), "backend")
-    return f"pool {pool.name}: {count}{with_backups}, {pool.policy}, {_some(checks)}"
+    facts: list[str] = [pool.policy]
+    if pool.balance_per is BalancePer.SESSION:
+        facts.append("one backend a session")
+    facts += [
+        " / ".join(dict.fromkeys(map(fact, pool.backends)))  # backends of one pool may differ
+        for fact in (_check, _back_tls, _identity)
+    ]
+    return f"pool {pool.name}: {_count(len(pool.backends), 'backend')}{with_backups}, {', '.join(facts)}"
 
 
-def _check(level: CheckLevel, interval_s: float) -> str:
-    return "no checks" if level is CheckLevel.OFF else f"check {level} every {format_duration(interval_s)}"
+def _check(backend: BackendSettings) -> str:
+    check = backend.check
+    if check.level is CheckLevel.OFF:
+        return "no checks"
+    return f"check {check.level} every {format_duration(check.interval_s)}"
+
+
+def _identity(backend: BackendSettings) -> str:
+    return f"identity {backend.identity}"
+
+
+# TLS.
+
+
+def _front_tls(tls: FrontTlsSettings) -> str:
+    if tls.mode is FrontTlsMode.OFF:
+        return "no TLS"
+    files = _some([pair.certificate for pair in tls.certificates])
+    clients = ""
+    if tls.client_certificates is not ClientCertificates.OFF:
+        clients = f", client certificates {tls.client_certificates}"
+    return f"TLS: {tls.mode}, {tls.minimum} or later{clients}, {files}"
+
+
+def _back_tls(backend: BackendSettings) -> str:
+    tls = backend.tls
+    if tls.mode is BackTlsMode.OFF:
+        return "no TLS"
+    if tls.mode is BackTlsMode.OPPORTUNISTIC:
+        return "TLS where offered"
+    return f"TLS {tls.mode}, {'verified' if tls.verify else 'NOT verified'}"
 
 
 # The relay question.
 
 
+def _who_connects(listener: ListenerSettings) -> Iterator[str]:
+    clients = listener.clients
+    if clients.allow is not None:
+        yield f"  only clients in {_some(list(map(str, clients.allow)))}"
+    if clients.deny:
+        yield f"  no clients in {_some(list(map(str, clients.deny)))}"
+    for what, fronts in (("PROXY", listener.proxy_protocol_from), ("XCLIENT", listener.xclient_from)):
+        if fronts:
+            yield f"  clients are as {_some(list(map(str, fronts)))} says with {what}"
+
+
 def _who_may_send(listener: ListenerSettings) -> Iterator[str]:
     if listener.accept is None:
-        yield "  mail is taken from this host only: no other can connect"
+        if whence(listener):
+            yield "  mail is taken from anyone: the backends see each client and decide (identity)"
+        else:
+            yield "  mail is taken from this host only: no other can connect"
     elif Condition() in listener.accept:
         yield "  mail is taken from ANYONE, for anywhere (accept: anyone): the backends must refuse to relay"
     else:
@@ -142,6 +245,10 @@ def describe(condition: Condition) -> str:
     for what, addresses in (("the sender is", condition.sender), ("the recipient is", condition.recipient)):
         if addresses is not None:
             facts.append(f"{what} {_some(sorted(address or '<>' for address in addresses))}")
+    if condition.tls is not None:
+        facts.append("TLS is on" if condition.tls else "TLS is off")
+    if condition.auth is not None:
+        facts.append(f"the client is {'' if condition.auth else 'not '}authenticated")
     if condition.size_over_bytes is not None:
         facts.append(f"the message is larger than {format_size(condition.size_over_bytes)}")
     if condition.negated is not None:

@@ -1,4 +1,5 @@
-"""Conditions in `when` grammar: facts of a transaction that a listener's `accept` may ask for.
+"""Conditions in `when` grammar: facts of a transaction that `accept` of a listener and the rules of a
+route may ask for.
 
 Owns their schema, the patterns in them, and the conversion to settings. Does not own their judgement
 (policy/routing.py).
@@ -17,7 +18,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
 
 from smtplb.config.errors import quote
 from smtplb.config.networks import networks
-from smtplb.config.scalars import positive_size, text
+from smtplb.config.scalars import boolean, positive_size, text
 from smtplb.config.section import Section, as_list, context_of
 from smtplb.settings import Condition, Domains, Network
 
@@ -95,6 +96,11 @@ def _joined(parts: Iterable[Domains]) -> Domains:
     )
 
 
+def joined_networks(parts: Iterable[tuple[Network, ...]]) -> tuple[Network, ...]:
+    """The networks of a list's items, each once, in their order."""
+    return tuple(dict.fromkeys(chain.from_iterable(parts)))
+
+
 _ONE_OR_MORE = (BeforeValidator(as_list), Field(min_length=1))
 NetworkList = Annotated[list[Annotated[tuple[Network, ...], PlainValidator(_networks)]], *_ONE_OR_MORE]
 DomainList = Annotated[list[Annotated[Domains, PlainValidator(_domains)]], *_ONE_OR_MORE]
@@ -104,26 +110,28 @@ MailboxList = Annotated[list[Annotated[frozenset[str], PlainValidator(_mailboxes
 class When(Section):
     """Keys are ANDed, values of a key ORed."""
 
-    later = frozenset({"tls", "auth"})
-
     client: NetworkList | None = None
     helo: DomainList | None = None
     sender: MailboxList | None = None
     sender_domain: DomainList | None = None
     recipient: MailboxList | None = None
     recipient_domain: DomainList | None = None
+    tls: Annotated[bool, PlainValidator(boolean)] | None = None
+    auth: Annotated[bool, PlainValidator(boolean)] | None = None
     size_over_bytes: Annotated[int | None, PlainValidator(positive_size)] = Field(None, alias="size_over")
     negated: When | None = Field(None, alias="not")
 
 
 def to_condition(when: When) -> Condition:
     return Condition(
-        client=None if when.client is None else tuple(dict.fromkeys(chain.from_iterable(when.client))),
+        client=None if when.client is None else joined_networks(when.client),
         helo=None if when.helo is None else _joined(when.helo),
         sender=None if when.sender is None else frozenset().union(*when.sender),
         sender_domain=None if when.sender_domain is None else _joined(when.sender_domain),
         recipient=None if when.recipient is None else frozenset().union(*when.recipient),
         recipient_domain=None if when.recipient_domain is None else _joined(when.recipient_domain),
+        tls=when.tls,
+        auth=when.auth,
         size_over_bytes=when.size_over_bytes,
         negated=None if when.negated is None else to_condition(when.negated),
     )

@@ -10,15 +10,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from smtplb.config.addresses import is_loopback
 from smtplb.config.checker import Checker
 from smtplb.config.errors import ConfigErrors, quote
 from smtplb.config.groups import read_groups
 from smtplb.config.listeners import Binds, read_listeners
 from smtplb.config.networks import read_networks
 from smtplb.config.pools import read_pools
+from smtplb.config.relay_guard import whence
+from smtplb.config.routes import read_routes
 from smtplb.config.scalars import hostname
 from smtplb.config.schema import Admin, Defaults, Document, Log, Probes, Replay, Shutdown
+from smtplb.config.targets import Targets
 from smtplb.settings import (
     Address,
     AdminSettings,
@@ -36,6 +38,7 @@ APART = (
     "networks",
     "defaults",
     "listeners",
+    "routes",
     "groups",
     "pools",
     "admin",
@@ -52,14 +55,16 @@ def read_document(checker: Checker, source: str) -> Settings:
     networks = read_networks(checker)
     pools = read_pools(checker)
     groups = read_groups(checker, pools)
+    routes = read_routes(checker, networks, pools, groups)
     binds = Binds(checker)
-    listeners = read_listeners(checker, networks, pools, groups, binds)
+    listeners = read_listeners(checker, networks, Targets(pools, groups, routes), binds)
     settings = Settings(
         traffic=TrafficSettings(
             hostname=_hostname(checker, document.hostname, listeners),
             listeners=tuple(listeners),
             pools=tuple(pools.values()),
             groups=tuple(groups.values()),
+            routes=tuple(routes.values()),
             **replay.written(),
         ),
         admin=_admin(checker, binds),
@@ -98,7 +103,7 @@ def _hostname(checker: Checker, written: str | None, listeners: Sequence[Listene
     """As written, else this host's. Where others can reach us it must have a dot: RFC 5321 4.1.1.1 wants a
     full name.
     """
-    public = any(not is_loopback(bind) for listener in listeners for bind in listener.binds)
+    public = any(map(whence, listeners))
     if checker.wrote(("hostname",)):
         if public and written is not None and "." not in written:
             checker.fault(("hostname",), f"{quote(written)} has no dot: other hosts are to see a full name")

@@ -16,6 +16,7 @@ from smtplb.config.errors import quote_path
 MAX_CONFIG_BYTES = 1024 * 1024  # one YAML file. 3,000 backends written out are about 300 KB
 MAX_LIST_BYTES = 16 * 1024 * 1024  # one `file:` list; a million domains
 MAX_SECRET_BYTES = 4096
+MAX_PEM_BYTES = 4 * 1024 * 1024  # the authorities that systems trust are about 250 KB
 MIN_SECRET_CHARS = 16  # what cannot be guessed over the network; `openssl rand -hex 16` writes 32
 
 
@@ -82,9 +83,7 @@ def utf8(data: bytes) -> str:
 
 def read_secret(path: Path) -> str:
     """A token. As ssh does with keys, a file that others may read is refused: it is no secret any more."""
-    mode = _must_be_regular(path)
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise UnreadableError(f"{quote_path(path)} is open to every user of this host: chmod o= it")
+    _must_be_closed(path, _must_be_regular(path))
     secret = utf8(_bounded(path, MAX_SECRET_BYTES)).strip(" \t\r\n")
     if len(secret) < MIN_SECRET_CHARS:
         raise UnreadableError(
@@ -95,6 +94,19 @@ def read_secret(path: Path) -> str:
             f"{quote_path(path)} holds blanks or characters beyond ASCII: an HTTP header takes neither"
         )
     return secret
+
+
+def read_pem(path: Path, *, secret: bool = False) -> bytes:
+    """A certificate, or a key (`secret`). Not part of the digest: renewing one changes no configuration."""
+    mode = _must_be_regular(path)
+    if secret:
+        _must_be_closed(path, mode)
+    return _bounded(path, MAX_PEM_BYTES)
+
+
+def _must_be_closed(path: Path, mode: int) -> None:
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise UnreadableError(f"{quote_path(path)} is open to every user of this host: chmod o= it")
 
 
 def _must_be_regular(path: Path) -> int:

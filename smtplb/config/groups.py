@@ -1,6 +1,6 @@
 """Groups of pools.
 
-Owns the rules of a group: its members, shares, one namespace with the pools. Does not own shifting
+Owns the rules of a group: its members and shares. Does not own its namespace (targets.py) nor shifting
 (policy/shares.py).
 Invariant: a group that passes has members that exist, each once, and at least one that takes load.
 
@@ -15,8 +15,8 @@ from difflib import get_close_matches
 
 from smtplb.config.checker import Checker
 from smtplb.config.errors import quote
-from smtplb.config.scalars import name
 from smtplb.config.schema import Group, Member
+from smtplb.config.targets import judge_name
 from smtplb.config.tree import Path
 from smtplb.settings import FailbackMode, GroupMember, GroupMode, GroupSettings
 
@@ -31,15 +31,7 @@ def read_groups(checker: Checker, pools: Collection[str]) -> dict[str, GroupSett
 
 def _read_group(checker: Checker, key: str, pools: Collection[str], groups: Collection[str]) -> GroupSettings:
     path: Path = ("groups", key)
-    try:
-        name(key)
-    except ValueError as error:
-        checker.fault(path, str(error), of_key=True)
-    if key in pools:
-        where = checker.place(("pools", key), of_key=True)
-        checker.fault(
-            path, f"a pool has this name, at {where}; pools and groups share their names", of_key=True
-        )
+    judge_name(checker, path, pools)
     section = checker.read(Group, path, apart=("pools",))
     members_path = (*path, "pools")
     items = checker.items(members_path)

@@ -1,4 +1,4 @@
-"""`include`: files that hold further listeners, groups and pools.
+"""`include`: files that hold further listeners, routes, groups and pools.
 
 Owns the search for them and the join of their trees with the first. Does not own their syntax: the caller
 passes its parser.
@@ -19,7 +19,7 @@ from smtplb.config.tree import BROKEN, Content, Entry, Node, key_text
 
 MAX_FILES = 1000
 LISTS = ("listeners",)
-MAPPINGS = ("groups", "pools")
+MAPPINGS = ("routes", "groups", "pools")
 
 Parse: TypeAlias = Callable[[str, str, list[ConfigError]], Node | None]
 
@@ -104,7 +104,7 @@ def _join(joined: dict[str, Entry], part: Node, errors: list[ConfigError]) -> No
         if key == "include":
             errors.append(ConfigError.at(entry.key_place, key, "an included file includes no others"))
         elif key not in LISTS + MAPPINGS:
-            message = "not in an included file: those hold listeners, groups and pools"
+            message = "not in an included file: those hold listeners, routes, groups and pools"
             errors.append(ConfigError.at(entry.key_place, key, message))
         elif key not in joined:
             joined[key] = entry

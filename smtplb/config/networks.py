@@ -1,7 +1,8 @@
 """Networks of clients, written as prefixes, single addresses, names of the section `networks`, or files of
 them.
 
-Owns how they are read and named. Does not own where they are used (conditions.py).
+Owns how they are read and named, and whether they are the whole internet. Does not own where they are used
+(conditions.py, listener_rules.py).
 Invariant: no prefix has host bits, and IPv4 never hides in IPv6: what a client's address is compared with is
 in one form.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_interface, ip_network
 
 from smtplb.config.checker import Checker
 from smtplb.config.context import Context
@@ -61,6 +62,16 @@ def networks(value: object, context: Context) -> tuple[Network, ...]:
     if written[0].isalpha() and ":" not in written:
         raise ValueError(f"no network is called {quote(written)}{_nearest(written, context.networks)}")
     return (network(written),)
+
+
+def wholly_covered(found: Iterable[Network]) -> set[int]:
+    """IP versions of which every address is in one of the networks: {4, 6} is everybody, however it was written."""
+    found = list(found)
+    ipv4 = collapse_addresses(each for each in found if isinstance(each, IPv4Network))
+    ipv6 = collapse_addresses(each for each in found if isinstance(each, IPv6Network))
+    whole: list[Network] = [each for each in ipv4 if not each.prefixlen]
+    whole += [each for each in ipv6 if not each.prefixlen]
+    return {each.version for each in whole}
 
 
 def _nearest(written: str, known: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ def why_no_pair(certificate: str, key: str) -> str | None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_passphrase)
     except _PassphraseError:
-        return f"{quote_path(key)} is encrypted: nobody is there to type a passphrase (openssl pkey removes it)"
+        return f"{quote_path(key)} is encrypted: nobody will be there to type a passphrase"
     except (ssl.SSLError, OSError) as error:
         if getattr(error, "reason", None) == _MISMATCH:
             return f"{quote_path(key)} is not the key of the certificate in {quote_path(certificate)}"

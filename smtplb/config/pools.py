@@ -1,8 +1,8 @@
 """Pools and their backends: the merge, and the rules that span keys.
 
 Owns the order of layers (backend > pool > defaults.pool > preset > built-in), names of backends, and which
-keys have an effect under which policy or check level. Does not own the keys (schema.py) or the presets
-(presets.py).
+keys have an effect under which policy or check level. Does not own the keys (schema.py), the presets
+(presets.py) or TLS (back_tls.py).
 Invariant: the result holds for every backend each value of the most specific layer that wrote it.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from smtplb.config.addresses import backend_address, family
+from smtplb.config.back_tls import BackTlsMerge
 from smtplb.config.checker import Checker
 from smtplb.config.errors import quote
 from smtplb.config.presets import CONNECTIONS
@@ -23,12 +24,15 @@ from smtplb.config.tree import Path
 from smtplb.settings import (
     Address,
     BackendSettings,
+    BalancePer,
     BudgetSettings,
     CheckLevel,
     CheckSettings,
     ConnectionSettings,
+    IdentityMode,
     Policy,
     PoolSettings,
+    ReceivedMode,
     TimeoutSettings,
 )
 
@@ -54,10 +58,13 @@ def read_pools(checker: Checker) -> dict[str, PoolSettings]:
     names = checker.names(("pools",))
     if not names and checker.is_sound(("pools",)):
         checker.fault(("pools",), "is empty: at least one pool is needed")
-    return {key: _read_pool(checker, key, defaults) for key in names}
+    tls = BackTlsMerge(checker)
+    pools = {key: _read_pool(checker, key, defaults, tls) for key in names}
+    tls.judge()
+    return pools
 
 
-def _read_pool(checker: Checker, key: str, defaults: Layer) -> PoolSettings:
+def _read_pool(checker: Checker, key: str, defaults: Layer, tls: BackTlsMerge) -> PoolSettings:
     path: Path = ("pools", key)
     try:
         name(key)
@@ -72,7 +79,7 @@ def _read_pool(checker: Checker, key: str, defaults: Layer) -> PoolSettings:
         checker.fault(backends_path, "is empty: a pool needs at least one backend")
     backends = []
     for item in items:
-        backend = _read_backend(checker, key, (defaults, own), item)
+        backend = _read_backend(checker, key, (defaults, own), item, tls)
         if checker.wrote((*item, "weight")) and checker.is_sound(policy_path):
             _judge_weight(checker, (*item, "weight"), policy or Policy.ROUND_ROBIN)
         backends.append(backend)
@@ -84,10 +91,13 @@ def _read_pool(checker: Checker, key: str, defaults: Layer) -> PoolSettings:
         backends=tuple(backends),
         policy=policy or Policy.ROUND_ROBIN,
         budget=_merge(BudgetSettings, "budget", (defaults, own)),
+        balance_per=_balance_per((defaults, own), backends),
     )
 
 
-def _read_backend(checker: Checker, pool: str, above: Sequence[Layer], path: Path) -> BackendSettings:
+def _read_backend(
+    checker: Checker, pool: str, above: Sequence[Layer], path: Path, tls: BackTlsMerge
+) -> BackendSettings:
     section = checker.read(Backend, path)
     own = Layer(path, section)
     _judge_check(checker, own)
@@ -95,6 +105,8 @@ def _read_backend(checker: Checker, pool: str, above: Sequence[Layer], path: Pat
     address = section.address or NOWHERE
     _judge_sources(checker, own, [address])
     mta, _ = _most_specific(layers, "mta")
+    identity, _ = _most_specific(layers, "identity")
+    received, _ = _most_specific(layers, "received")
     return BackendSettings(
         pool=pool,
         name=_backend_name(checker, section, path),
@@ -105,6 +117,9 @@ def _read_backend(checker: Checker, pool: str, above: Sequence[Layer], path: Pat
         check=_merge_check(checker, layers),
         connections=_merge(ConnectionSettings, "connections", layers, CONNECTIONS[mta] if mta else {}),
         timeouts=_merge(TimeoutSettings, "timeouts", layers),
+        tls=tls.merge([((*layer.path, "tls"), layer.section.tls) for layer in layers], address),
+        identity=identity or IdentityMode.NONE,
+        received=received or ReceivedMode.AUTO,
     )
 
 
@@ -135,6 +150,17 @@ def _source(checker: Checker, layers: Sequence[Layer], section: Backend) -> str 
         checker.fault(path, message)
     fitting = [source for source in written if version in (None, family(source))]
     return fitting[0] if fitting else None
+
+
+def _balance_per(layers: Sequence[Layer], backends: Sequence[BackendSettings]) -> BalancePer:
+    """As written. Else a session whose connections belong to it stays where it has one: moving costs a new
+    connection and the client's identity told again.
+    """
+    written, _ = _most_specific(layers, "balance_per")
+    if isinstance(written, BalancePer):
+        return written
+    binds = any(backend.identity.binds for backend in backends)
+    return BalancePer.SESSION if binds else BalancePer.TRANSACTION
 
 
 # The merge.

@@ -27,7 +27,7 @@ def refuse_reply(value: object) -> RefuseReply:
         raise ValueError(f"{quote(value)}: write code, enhanced code and text, such as {EXAMPLE}")
     code, kind, detail, text = match.groups()
     if not _CODE.fullmatch(code):
-        raise ValueError(f"{quote(code)} refuses nothing: write a code from 400 to 559, such as {EXAMPLE}")
+        raise ValueError(f"{quote(code)} refuses nothing: write 450 (later), 550 (never) or the like")
     if code == "421":  # RFC 5321 4.2.2: it says that the connection closes, and it does not
         raise ValueError("`421` ends a session, a rule refuses a recipient: write 450 or 451")
     if kind != code[0]:

@@ -64,6 +64,18 @@ def positive_duration(value: object) -> float:
     return seconds
 
 
+def duration_to(most_s: float) -> Callable[[object], float]:
+    """A reader of durations from 0s up to a bound."""
+
+    def read(value: object) -> float:
+        seconds = duration(value)
+        if seconds > most_s:
+            raise ValueError(f"{quote(value)}: must be at most {format_duration(most_s)}")
+        return seconds
+
+    return read
+
+
 def format_duration(seconds: float) -> str:
     """The shortest way to write it; `duration()` reads it back. Finer than a millisecond is rounded."""
     milliseconds = round(seconds * 1000)

@@ -1,27 +1,32 @@
 """The keys of this version's configuration file.
 
 Owns which keys exist, the form of their values, and the keys that a later version will know. Does not own
-defaults (smtplb/settings.py), rules between keys (pools.py, groups.py, listeners.py) or conditions
-(conditions.py).
+defaults (smtplb/settings.py), rules between keys (pools.py, back_tls.py, groups.py, routes.py, listeners.py,
+listener_rules.py, front_tls.py) or conditions (conditions.py).
 Invariant: a key is here only if it has an effect, and docs/configuration.md describes each (tests/config
 checks that).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
 
+from smtplb.config import pem
 from smtplb.config.addresses import backend_address, bind_address, bind_addresses, source_address, unix_path
-from smtplb.config.conditions import When, anyone
+from smtplb.config.conditions import NetworkList, When, anyone
 from smtplb.config.errors import quote
 from smtplb.config.files import UnreadableError, read_secret
+from smtplb.config.replies import refuse_reply
 from smtplb.config.scalars import (
     boolean,
     choice,
     duration,
+    duration_to,
     hostname,
     name,
     or_unlimited,
@@ -33,10 +38,27 @@ from smtplb.config.scalars import (
     word,
 )
 from smtplb.config.section import Section, as_list, context_of
-from smtplb.settings import Address, BareNewline, CheckLevel, FailbackMode, GroupMode, Policy
+from smtplb.settings import (
+    Address,
+    AuthMode,
+    BackTlsMode,
+    BalancePer,
+    BareNewline,
+    CheckLevel,
+    ClientCertificates,
+    FailbackMode,
+    FrontTlsMode,
+    GroupMode,
+    IdentityMode,
+    OtherRoute,
+    Policy,
+    ReceivedMode,
+    RefuseReply,
+)
 
 ANYONE = "anyone"
-IDENTITIES_LATER = ("xforward", "xclient", "proxy-v1", "proxy-v2")
+TLS_VERSIONS = ("TLS1.2", "TLS1.3")
+MAX_GREETING_DELAY_S = 60.0  # RFC 5321 4.5.3.2.1: a client waits 5 minutes; people at its end wait less
 LOG_FORMATS = ("auto", "text", "ecs")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_STREAMS = ("stdout", "stderr")
@@ -70,6 +92,18 @@ def _token(value: object, info: ValidationInfo) -> str:
         return read_secret(context_of(info).path(text(value)))
     except UnreadableError as error:
         raise ValueError(str(error)) from None
+
+
+def _pem(check: Callable[[FilePath], None]) -> Callable[[object, ValidationInfo], str]:
+    def read(value: object, info: ValidationInfo) -> str:
+        path = context_of(info).path(text(value))
+        try:
+            check(path)
+        except UnreadableError as error:
+            raise ValueError(str(error)) from None
+        return str(path)
+
+    return read
 
 
 def _destination(value: object, info: ValidationInfo) -> str:
@@ -107,7 +141,9 @@ Sources = Annotated[
     Field(min_length=1),
 ]
 Count = Annotated[int, PlainValidator(whole(1, 1_000_000))]
+CountOrUnlimited = Annotated[int | None, PlainValidator(or_unlimited(whole(1, 1_000_000)))]
 Bind = Annotated[Address, PlainValidator(_bind)]
+Certificates = Annotated[str, PlainValidator(_pem(pem.certificates))]
 
 
 # Pools.
@@ -149,14 +185,23 @@ class Budget(Section):
     data_s: PositiveDuration | None = Field(None, alias="data")
 
 
+class BackTls(Section):
+    mode: Annotated[BackTlsMode, PlainValidator(choice(BackTlsMode))] | None = None
+    verify: Annotated[bool, PlainValidator(boolean)] | None = None
+    ca: Certificates | None = None
+    server_name: Hostname | None = None
+
+
 class PerBackend(Section):
     """What defaults.pool, a pool and a backend may all say. The most specific one counts, key by key."""
 
-    later = frozenset({"max_connections", "eject", "slow_start", "received", "tls", "balance_per"})
+    later = frozenset({"max_connections", "eject", "slow_start"})
 
     mta: Annotated[Mta, PlainValidator(choice(Mta))] | None = None
     source: Sources | None = None
-    identity: Annotated[str, PlainValidator(word(("none",), IDENTITIES_LATER))] | None = None
+    identity: Annotated[IdentityMode, PlainValidator(choice(IdentityMode))] | None = None
+    received: Annotated[ReceivedMode, PlainValidator(choice(ReceivedMode))] | None = None
+    tls: BackTls | None = None
     check: Check | None = None
     connections: Connections | None = None
     timeouts: Timeouts | None = None
@@ -167,6 +212,7 @@ class PoolDefaults(PerBackend):
 
     policy: Annotated[Policy, PlainValidator(choice(Policy, ("random-two", "fastest", "hash")))] | None = None
     budget: Budget | None = None
+    balance_per: Annotated[BalancePer, PlainValidator(choice(BalancePer))] | None = None
 
 
 class Backend(PerBackend):
@@ -210,26 +256,61 @@ class Group(Section):
     failback: Failback | None = None
 
 
+# Routes.
+
+
+class RouteRule(Section):
+    when: When | None = None
+    to: Name | None = None
+    refuse: Annotated[RefuseReply, PlainValidator(refuse_reply)] | None = None
+
+
 # Listeners.
 
 
 class Limits(Section):
-    later = frozenset({"sessions_per_client", "connections_per_minute"})
-
-    sessions: Annotated[int | None, PlainValidator(or_unlimited(whole(1, 1_000_000)))] = None
+    sessions: CountOrUnlimited = None
+    sessions_per_client: CountOrUnlimited = None
+    sessions_per_network: CountOrUnlimited = None
+    connections_per_minute: CountOrUnlimited = None
+    messages_per_minute: CountOrUnlimited = None
+    recipients_per_minute: CountOrUnlimited = None
     recipients: Count | None = None
     message_size_bytes: Annotated[int | None, PlainValidator(or_unlimited(positive_size))] = Field(
         None, alias="message_size"
     )
     errors: Count | None = None
     idle_timeout_s: PositiveDuration | None = Field(None, alias="idle_timeout")
+    body_timeout_s: PositiveDuration | None = Field(None, alias="body_timeout")
+
+
+class Certificate(Section):
+    required = {"certificate": "certificate: FILE, in PEM, with its chain", "key": "key: FILE, in PEM"}
+
+    certificate: Certificates | None = None
+    key: Annotated[str, PlainValidator(_pem(pem.key))] | None = None
+
+
+class FrontTls(Section):
+    mode: Annotated[FrontTlsMode, PlainValidator(choice(FrontTlsMode))] | None = None
+    certificates: list[Certificate] = []
+    minimum: Annotated[str, PlainValidator(word(TLS_VERSIONS))] | None = Field(None, alias="min")
+    client_certificates: Annotated[ClientCertificates, PlainValidator(choice(ClientCertificates))] | None = (
+        None
+    )
+    client_ca: Certificates | None = None
+
+
+class Clients(Section):
+    allow: NetworkList | None = None
+    deny: NetworkList | None = None
 
 
 class Listener(Section):
-    required = {"bind": 'bind: "127.0.0.1:2525"', "to": "to: the pool or group that takes the mail"}
-    later = frozenset(
-        {"clients", "proxy_protocol_from", "xclient_from", "tls", "auth", "other_route", "greeting_delay"}
-    )
+    required = {
+        "bind": 'bind: "127.0.0.1:2525"',
+        "to": "to: the pool, group or route that takes the mail",
+    }
 
     name: Name | None = None
     bind: Annotated[
@@ -239,8 +320,18 @@ class Listener(Section):
     ] = []
     to: Name | None = None
     accept: Annotated[list[When], BeforeValidator(_accept), Field(min_length=1)] | None = None
+    clients: Clients | None = None
+    proxy_protocol_from: NetworkList | None = None
+    xclient_from: NetworkList | None = None
+    tls: FrontTls | None = None
+    auth: Annotated[AuthMode, PlainValidator(choice(AuthMode))] | None = None
+    auth_without_tls: Annotated[bool, PlainValidator(boolean)] | None = None
     bare_newline: Annotated[BareNewline, PlainValidator(choice(BareNewline))] | None = None
+    other_route: Annotated[OtherRoute, PlainValidator(choice(OtherRoute))] | None = None
     limits: Limits | None = None
+    greeting_delay_s: Annotated[float, PlainValidator(duration_to(MAX_GREETING_DELAY_S))] | None = Field(
+        None, alias="greeting_delay"
+    )
 
 
 # The rest.
@@ -287,7 +378,7 @@ class Document(Section):
         "listeners": 'listeners: [{bind: "127.0.0.1:2525", to: POOL}]',
         "pools": 'pools: {POOL: {backends: ["HOST:PORT"]}}',
     }
-    later = frozenset({"workers", "user", "state_dir", "in_doubt", "routes"})
+    later = frozenset({"workers", "user", "state_dir", "in_doubt"})
 
     version: Annotated[int, PlainValidator(_one_version)] = 1
     hostname: Hostname | None = None
@@ -297,6 +388,7 @@ class Document(Section):
     networks: dict[str, Any] = {}
     defaults: Defaults | None = None
     listeners: list[Listener] = []
+    routes: dict[str, list[RouteRule]] = {}
     groups: dict[str, Group] = {}
     pools: dict[str, Pool] = {}
     admin: Admin | None = None

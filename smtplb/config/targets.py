@@ -6,11 +6,10 @@ Invariant: of two things with one name the first keeps it (pools, then groups, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from smtplb.config.checker import Checker
-from smtplb.config.errors import quote
 from smtplb.config.scalars import name
 from smtplb.config.tree import Path
 from smtplb.settings import GroupSettings, PoolSettings, RouteSettings
@@ -26,45 +25,32 @@ class Targets:
     def names(self) -> list[str]:
         return [*self.pools, *self.groups, *self.routes]
 
+    def route(self, target: str) -> RouteSettings | None:
+        """The route that `target` names; None if it names something else, or nothing."""
+        return None if target in self.pools or target in self.groups else self.routes.get(target)
+
     def reachable(self, target: str) -> list[PoolSettings]:
         """Pools that mail to `target` can end at, each once; those that do not exist are left out."""
-        found: dict[str, PoolSettings] = {}
-        for pool in self._pool_names(target):
-            if pool in self.pools:
-                found[pool] = self.pools[pool]
-        return list(found.values())
+        route = self.route(target)
+        ends = [target] if route is None else [rule.target or "" for rule in route.rules]
+        pools = dict.fromkeys(pool for end in ends for pool in self._members(end))  # an ordered set
+        return [self.pools[pool] for pool in pools if pool in self.pools]
 
-    def _pool_names(self, target: str) -> list[str]:
-        if target in self.pools:
-            return [target]
-        if target in self.groups:
-            return [member.pool for member in self.groups[target].members]
-        if target not in self.routes:
-            return []
-        named = [rule.target for rule in self.routes[target].rules if rule.target not in (None, target)]
-        return [pool for each in named if each not in self.routes for pool in self._pool_names(each or "")]
+    def _members(self, end: str) -> Iterable[str]:
+        if end in self.pools or end not in self.groups:
+            return [end]
+        return [member.pool for member in self.groups[end].members]
 
 
-def judge_name(checker: Checker, path: Path, key: str, others: Mapping[str, Path]) -> None:
-    """A name of a group or route: lawful, and not taken by one of `others` (name -> where that one stands)."""
+def judge_name(checker: Checker, path: Path, *others: Iterable[str]) -> None:
+    """The name of a group or route: lawful, and not taken. `others`: names of pools, then those of groups."""
+    key = str(path[-1])
     try:
         name(key)
     except ValueError as error:
         checker.fault(path, str(error), of_key=True)
-    if key in others:
-        where, what = others[key], str(others[key][0]).removesuffix("s")
-        message = f"a {what} has this name, at {checker.place(where, of_key=True)}"
-        checker.fault(path, f"{message}; pools, groups and routes share their names", of_key=True)
-
-
-def taken(section: str, names: Mapping[str, object]) -> dict[str, Path]:
-    """For judge_name: where the names of a section stand."""
-    return {key: (section, key) for key in names}
-
-
-def is_target(targets: Targets, target: str) -> bool:
-    return target in targets.pools or target in targets.groups or target in targets.routes
-
-
-def no_route(target: str) -> str:
-    return f"{quote(target)} is a route: a rule goes to a pool or group"
+    for section, names in zip(("pools", "groups"), others, strict=False):
+        if key in names:
+            where = checker.place((section, key), of_key=True)
+            message = f"a {section.removesuffix('s')} has this name, at {where}; "
+            checker.fault(path, message + "pools, groups and routes share their names", of_key=True)

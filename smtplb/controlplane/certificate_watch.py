@@ -1,8 +1,9 @@
 """Certificate files: looked at again and again, so that a renewed certificate is in use without a reload.
 
 Owns which files there are, what they were when they were read last, and when the certificates in use end.
-Does not own TLS contexts: workers have those (dataplane/certificates.py) and are told to read again; nor what
-is a problem (problems.py).
+Does not own what makes a file usable (config/pem.py: what would be refused at the start is refused here);
+TLS contexts: workers have those (dataplane/certificates.py) and are told to read again; what is a problem
+(problems.py).
 Invariant: what cannot be read changes nothing: workers are told of a change only after it was read here
 without a mistake. So `expires` is always that of the certificate in use.
 
@@ -14,9 +15,11 @@ when two looks in a row saw the same: whoever writes two files needs a moment be
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from smtplb.config import pem
+from smtplb.config.files import UnreadableError, read_pem
 from smtplb.controlplane.alarm import Alarm
 from smtplb.controlplane.problems import expires_soon, expiry_words
 from smtplb.controlplane.views import CertificateView
@@ -39,10 +42,6 @@ REMIND_S = 86_400.0  # between log lines about a certificate that ends soon
 Stamp = tuple[int, ...]
 
 
-class Unusable(Exception):
-    """Says which file and why: "mx.key: permission denied"."""
-
-
 class _Watched:
     """Files that are of use only together. `stamp` is theirs when they were read last."""
 
@@ -56,7 +55,7 @@ class _Watched:
         self.expires: float | None = None  # unix time; None: an authority, or never read
 
     def read(self) -> float | None:
-        """Unix time at which it ends, None if nobody asks. Unusable if workers could not use it."""
+        """Unix time at which it ends, None if nobody asks. UnreadableError if workers could not use it."""
         raise NotImplementedError
 
 
@@ -74,20 +73,17 @@ class _Pair(_Watched):
         self.pair = pair
 
     def read(self) -> float:
-        text = _text(self.pair.certificate)
-        _text(self.pair.key)
-        try:
-            expires = not_after(first_in_pem(text))
-        except ValueError as error:
-            raise Unusable(f"{self.pair.certificate}: {error}") from error
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self.pair.certificate, self.pair.key, password=_no_password)
-        except (OSError, ValueError) as error:
-            raise Unusable(f"{self.pair.key}: {_words(error, 'cannot be used as a key')}") from error
+        certificate, key = Path(self.pair.certificate), Path(self.pair.key)
+        pem.certificates(certificate)
+        pem.key(key)
+        if (why := pem.why_no_pair(str(certificate), str(key))) is not None:
+            raise UnreadableError(why)
         if self._client_ca is not None:
-            _read_authorities(self._client_ca)
-        return expires
+            pem.certificates(Path(self._client_ca))
+        try:
+            return not_after(first_in_pem(read_pem(certificate).decode("latin-1")))
+        except ValueError as error:
+            raise UnreadableError(f"{certificate}: {error}") from error
 
 
 class _Authorities(_Watched):
@@ -95,10 +91,10 @@ class _Authorities(_Watched):
 
     def __init__(self, path: str) -> None:
         super().__init__(f"CA file {path}", [path])
-        self.path = path
+        self.path = Path(path)
 
     def read(self) -> None:
-        _read_authorities(self.path)
+        pem.certificates(self.path)
 
 
 class CertificateWatch:
@@ -192,7 +188,7 @@ class CertificateWatch:
         watched.read_stamp = watched.seen_stamp
         try:
             watched.expires = watched.read()
-        except Unusable as error:
+        except UnreadableError as error:
             watched.problem = str(error)
             rest = "; the one that was read before stays in use" if watched.in_use else ""
             self._emit(Notice("error", "certificate", f"{watched.label} cannot be used: {error}{rest}"))
@@ -228,34 +224,3 @@ def _stamp(path: str) -> Stamp:
     except OSError as error:
         return (error.errno or 0,)
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="latin-1") as file:
-            return file.read()
-    except OSError as error:
-        raise Unusable(f"{path}: {_words(error, 'cannot be read')}") from error
-
-
-def _read_authorities(path: str) -> None:
-    _text(path)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:
-        raise Unusable(f"{path}: {_words(error, 'holds no certificate')}") from error
-
-
-def _no_password() -> str:
-    """Without it OpenSSL would ask for one on the terminal, and wait."""
-    raise ValueError("the key is encrypted: keep it without a password, readable for smtplb alone")
-
-
-def _words(error: Exception, otherwise: str) -> str:
-    """`otherwise` where OpenSSL has no words of its own."""
-    if not isinstance(error, ssl.SSLError):
-        text = getattr(error, "strerror", None) or str(error)
-        return text[:1].lower() + text[1:]
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "does not belong to the certificate"
-    return error.reason.replace("_", " ").lower() if error.reason else otherwise

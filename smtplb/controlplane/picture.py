@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from smtplb.controlplane.registry import BackendRecord, GroupRecord, Registry
+from smtplb.controlplane.certificate_watch import CertificateWatch
+from smtplb.controlplane.registry import BackendRecord, GroupRecord, Registry, offer_words
 from smtplb.controlplane.views import (
     BackendView,
     CheckView,
@@ -20,7 +21,8 @@ from smtplb.controlplane.views import (
     PoolView,
 )
 from smtplb.messages import BackendKey, BackendReport, ListenerReport, PoolReport, WorkerReport
-from smtplb.settings import Address, ListenerSettings, PoolSettings
+from smtplb.settings import Address, BackTlsMode, BackTlsSettings, ListenerSettings, PoolSettings
+from smtplb.smtp.extensions import END_TO_END, common_offers
 
 
 class Picture:
@@ -34,8 +36,10 @@ class Picture:
         now: float,
         next_check_in_s: Callable[[BackendKey], float | None],
         bound: Mapping[str, list[Address]],
+        certificates: CertificateWatch,
     ) -> None:
         self._registry = registry
+        self._certificates = certificates
         self._now = now
         self._next_check_in_s = next_check_in_s
         self._bound = bound
@@ -55,6 +59,7 @@ class Picture:
     def _listener(self, listener: ListenerSettings) -> ListenerView:
         report = self._listener_reports.get(listener.name) or ListenerReport(listener.name)
         targets = self._registry.target_backends(listener.target)
+        withheld = _withheld(targets)
         return ListenerView(
             name=listener.name,
             binds=[str(address) for address in self._bound.get(listener.name, [])],
@@ -68,6 +73,11 @@ class Picture:
             refusals=dict(report.refusals),
             transactions=dict(report.transactions),
             durations={pool: histogram.copy() for pool, histogram in report.durations.items()},
+            targets=self._registry.targets(listener.target),
+            tls=listener.tls.mode.value,
+            certificates=self._certificates.of_listener(listener.name),
+            offers=[each.decode() for each in END_TO_END if each.decode() not in withheld],
+            withheld=withheld,
         )
 
     def _group(self, name: str, group: GroupRecord) -> GroupView:
@@ -107,6 +117,7 @@ class Picture:
     def _backend(self, record: BackendRecord) -> BackendView:
         settings, operator = record.settings, record.operator
         report = self._backend_reports.get(settings.key) or BackendReport(*settings.key)
+        seen = record.seen
         return BackendView(
             pool=settings.pool,
             name=settings.name,
@@ -133,6 +144,14 @@ class Picture:
             replies=dict(report.replies),
             final=report.final.copy(),
             latency_s={"p50": report.final.quantile_s(0.5), "p99": report.final.quantile_s(0.99)},
+            last_resort=record.standing.last_resort,
+            identity=settings.identity.value,
+            offers=[] if seen is None else offer_words(seen.offers),
+            seen=seen is not None,
+            tls="" if seen is None else seen.tls,
+            tls_verified=_verifies(settings.tls),
+            certificate_expires=None if seen is None else seen.certificate_expires,
+            ca_problem=self._certificates.ca_problem(settings.tls),
         )
 
     def _check(self, record: BackendRecord) -> CheckView:
@@ -150,3 +169,38 @@ class Picture:
             failed=checks.failed,
             durations=checks.durations.copy(),
         )
+
+
+def _verifies(tls: BackTlsSettings) -> bool:
+    return tls.mode in (BackTlsMode.REQUIRED, BackTlsMode.IMPLICIT) and tls.verify
+
+
+def _withheld(records: list[BackendRecord]) -> dict[str, list[str]]:
+    """End-to-end extensions that are not offered, each with those who lack it; "pool/backend (not seen yet)",
+    "pool/backend (TLS not verified)".
+    """
+    offers = [None if record.seen is None else record.seen.offers for record in records]
+    common = common_offers(offers)
+    withheld = {}
+    for keyword in END_TO_END:
+        lacking = [why for record in records if (why := _why_lacking(record, keyword))]
+        if lacking or keyword not in common:
+            withheld[keyword.decode()] = lacking
+    return withheld
+
+
+# RFC 3030 3, RFC 6531 3.1: what an extension is of no use without (smtp/extensions.py common_offers).
+_NEEDS = {b"BINARYMIME": b"CHUNKING", b"SMTPUTF8": b"8BITMIME"}
+
+
+def _why_lacking(record: BackendRecord, keyword: bytes) -> str:
+    """Who and why; "" if nothing about this backend stands against it."""
+    name = "/".join(record.settings.key)
+    if record.seen is None:
+        return f"{name} (not seen yet)"
+    for each in (keyword, _NEEDS.get(keyword, keyword)):
+        if each not in record.seen.offers:
+            return name if each is keyword else f"{name} (lacks {each.decode()})"
+    if keyword == b"REQUIRETLS" and not _verifies(record.settings.tls):
+        return f"{name} (TLS not verified)"
+    return ""

@@ -1,8 +1,8 @@
 """Active checks: one probe after the other at each backend, none overlapping, a bounded number at once.
 
-Owns when a probe starts, when it is given up, and what a level takes for success. Does not own what results
-mean (rise, fall: policy/health.py by way of registry.py), nor the SMTP words (dataplane/connection.py:
-EHLO, QUIT, the 221).
+Owns when a probe starts, when it is given up, and that it takes leave. Does not own what it found
+(verdict.py), what results mean (rise, fall: policy/health.py by way of registry.py), nor the SMTP words
+(dataplane/connection.py: PROXY, STARTTLS, EHLO, QUIT, the 221).
 Invariant: a subject is in one stage; only _move() changes it; a connection exists in PROBING and CLOSING
 alone.
 
@@ -19,25 +19,23 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Protocol
 
+from smtplb.controlplane import verdict
 from smtplb.controlplane.alarm import Alarm
 from smtplb.controlplane.registry import CheckResult
-from smtplb.dataplane.connection import Connection, Failure
+from smtplb.controlplane.verdict import CheckConnection
+from smtplb.dataplane.connection import Failure
 from smtplb.dataplane.deadlines import TICK_S, Deadlines
 from smtplb.messages import BackendKey
-from smtplb.observe.events import Phase
 from smtplb.policy.outcome import Reason
-from smtplb.settings import BackendSettings, CheckLevel
-from smtplb.smtp.replies import Reply
+from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel
 
 MAX_PROBES = 64  # at once, closing ones included: 300 backends that hang cost 64 descriptors, not 300
-MAX_TEXT = 200  # characters of a result's text; a reply line may have 4096 octets
+# After a failed handshake where TLS is opportunistic: as long as messages go in clear (design 4.4).
+CLEAR_AFTER_FAILED_TLS_S = 600.0
 
 
-class ProbeConnection(Protocol):
-    """What a probe needs of dataplane.connection.Connection."""
-
-    greeting: Reply | None
-    hello_reply: Reply | None
+class ProbeConnection(verdict.ProbeConnection, Protocol):
+    """What a probe does with a connection, besides looking at it."""
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None: ...
     def quit(self) -> None: ...
@@ -54,36 +52,13 @@ class Stage(Enum):
 
 _HELD = (Stage.PROBING, Stage.CLOSING)
 
-# How far a backend must have come when a connection fails, for the level to pass all the same.
-_PASSED_IF_FAILED_IN: dict[CheckLevel, tuple[Phase, ...]] = {
-    CheckLevel.TCP: (Phase.GREETING, Phase.HELLO),
-    CheckLevel.BANNER: (Phase.HELLO,),
-    CheckLevel.EHLO: (),
-}
-
-# Our words where the backend had none.
-_TEXTS: dict[tuple[Reason, Phase], str] = {
-    (Reason.TIMEOUT, Phase.CONNECT): "no connection within {seconds} s",
-    (Reason.TIMEOUT, Phase.GREETING): "no greeting within {seconds} s",
-    (Reason.TIMEOUT, Phase.HELLO): "no answer to EHLO within {seconds} s",
-    (Reason.LOST, Phase.GREETING): "connection closed before the greeting",
-    (Reason.LOST, Phase.HELLO): "connection closed before the answer to EHLO",
-    (Reason.GARBLED, Phase.GREETING): "the greeting is not SMTP: {detail}",
-    (Reason.GARBLED, Phase.HELLO): "the answer to EHLO is not SMTP: {detail}",
-}
-
-
-def printable(words: bytes) -> str:
-    """What a backend or the system said, fit for logs and views."""
-    text = words[:MAX_TEXT].decode("ascii", "backslashreplace")
-    return "".join(char if " " <= char <= "~" else " " for char in text)
-
 
 class Subject:
     """One backend and its probe. Owner of the connection while there is one."""
 
     __slots__ = (
         "alarm",
+        "clear_until_s",
         "connection",
         "discard",
         "key",
@@ -106,6 +81,7 @@ class Subject:
         self.connection: ProbeConnection | None = None
         self.started_s = 0.0
         self.next_at_s = 0.0
+        self.clear_until_s = 0.0  # until then it is not asked for opportunistic TLS
 
     def _alarm_rang(self) -> None:
         if self.stage is Stage.WAITING:
@@ -116,17 +92,16 @@ class Subject:
             raise AssertionError(f"a check alarm in stage {self.stage}")
 
     def connection_ready(self, connection: ProbeConnection) -> None:
-        reached = {
-            CheckLevel.TCP: None,
-            CheckLevel.BANNER: connection.greeting,
-            CheckLevel.EHLO: connection.hello_reply,
-        }[self.settings.check.level]
-        self.prober.verdict(self, True, printable(reached.text_line()) if reached else "connected")
+        self.prober.verdict(self, verdict.ready(self.settings, connection, self._duration_s))
         self.prober.hang_up(self)
 
     def connection_failed(self, connection: ProbeConnection, failure: Failure) -> None:
         if self.stage is Stage.PROBING:
-            self.prober.verdict(self, *self._judge(connection, failure))
+            opportunistic = self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
+            if opportunistic and failure.reason is Reason.TLS and not self.in_clear:
+                self.prober.once_more_in_clear(self)
+                return
+            self.prober.verdict(self, verdict.failed(self.settings, connection, failure, self._duration_s))
         self.prober.connection_is_over(self)
 
     def connection_closed(self, connection: ProbeConnection) -> None:
@@ -138,16 +113,13 @@ class Subject:
     def connection_expired(self, connection: ProbeConnection) -> None:
         raise AssertionError("a probe keeps no connection")
 
-    def _judge(self, connection: ProbeConnection, failure: Failure) -> tuple[bool, str]:
-        if failure.phase in _PASSED_IF_FAILED_IN[self.settings.check.level]:
-            greeting = connection.greeting if self.settings.check.level is CheckLevel.BANNER else None
-            return True, printable(greeting.text_line()) if greeting else "connected"
-        if failure.reply is not None:
-            return False, printable(failure.reply.text_line())
-        text = _TEXTS.get((failure.reason, failure.phase), "{detail}")
-        seconds = self.prober.deadlines.clock() - self.started_s
-        rounded = f"{seconds:.0f}" if seconds >= 2 else f"{seconds:.1f}"
-        return False, text.format(seconds=rounded, detail=printable(failure.detail))
+    @property
+    def in_clear(self) -> bool:
+        return self.clear_until_s > self.prober.deadlines.clock()
+
+    @property
+    def _duration_s(self) -> float:
+        return self.prober.deadlines.clock() - self.started_s
 
 
 def _cut_timeouts(backend: BackendSettings) -> BackendSettings:
@@ -166,7 +138,7 @@ def _cut_timeouts(backend: BackendSettings) -> BackendSettings:
 def _open_connection(
     backend: BackendSettings, hello: bytes, deadlines: Deadlines, owner: Subject
 ) -> ProbeConnection:
-    return Connection(backend, hello=hello, deadlines=deadlines, owner=owner)
+    return CheckConnection(backend, hello=hello, deadlines=deadlines, owner=owner, clear=owner.in_clear)
 
 
 class Prober:
@@ -273,12 +245,12 @@ class Prober:
         self._move(subject, Stage.DUE)
         self._fill()
 
-    def verdict(self, subject: Subject, passed: bool, text: str) -> None:
+    def verdict(self, subject: Subject, result: CheckResult) -> None:
         """The result of the probe under way; its connection may live on for the QUIT."""
         now = self.deadlines.clock()
         subject.alarm.off()
         if subject.wanted and not subject.discard:
-            self._report(subject.key, CheckResult(passed, text, now - subject.started_s))
+            self._report(subject.key, result)
             subject.next_at_s = now + self._interval_s(subject.key)
             self._known(subject.key)
         else:
@@ -292,9 +264,14 @@ class Prober:
     def time_is_over(self, subject: Subject) -> None:
         connection = subject.connection
         assert connection is not None
-        phase = Phase.GREETING if connection.greeting is None else Phase.HELLO
+        failure = Failure(connection.phase, Reason.TIMEOUT, b"")
         connection.abort()
-        subject.connection_failed(connection, Failure(phase, Reason.TIMEOUT, b""))
+        subject.connection_failed(connection, failure)
+
+    def once_more_in_clear(self, subject: Subject) -> None:
+        """Opportunistic TLS did not come about: no failure, messages go in clear, too. The same probe goes on."""
+        subject.clear_until_s = self.deadlines.clock() + CLEAR_AFTER_FAILED_TLS_S
+        self._connect_to(subject)
 
     def connection_is_over(self, subject: Subject) -> None:
         subject.connection = None
@@ -329,11 +306,14 @@ class Prober:
             subject = self._due.popleft()
             subject.started_s = self.deadlines.clock()
             self._move(subject, Stage.PROBING)
-            hello = (subject.settings.check.hello or self._hello).encode("ascii")
-            subject.connection = self._connect(subject.settings, hello, self.deadlines, subject)
+            self._connect_to(subject)
             subject.alarm.set(subject.started_s + subject.settings.check.timeout_s)
-            assert self._loop is not None
-            subject.connection.open(self._loop)
+
+    def _connect_to(self, subject: Subject) -> None:
+        hello = (subject.settings.check.hello or self._hello).encode("ascii")
+        subject.connection = self._connect(subject.settings, hello, self.deadlines, subject)
+        assert self._loop is not None
+        subject.connection.open(self._loop)
 
     def _known(self, key: BackendKey | None) -> None:
         if key is not None:

@@ -1,7 +1,8 @@
 """The one owner of backend state and group shares: what the operator set, what checks found, what follows
 from both.
 
-Owns operator state, weight overrides, check tracks, shares; turns every change into events and snapshots.
+Owns operator state, weight overrides, check tracks, what backends offer, shares; turns every change into
+events and snapshots.
 Does not own probing (prober.py), nor what the operator may do (supervisor.py asks strands() first), nor
 pictures of it (picture.py).
 Invariant: `record.standing` always equals policy.health.standing() of the record's facts; only _settle()
@@ -18,19 +19,33 @@ from dataclasses import dataclass, field
 from smtplb.controlplane.alarm import Alarm
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.messages import BackendKey, BackendStanding, BackendState, Histogram, Snapshot
-from smtplb.observe.events import BackendChanged, Event, GroupShifted
+from smtplb.observe.events import BackendChanged, Event, GroupShifted, Notice
 from smtplb.policy.health import STANDINGS, CheckState, CheckTrack, OperatorState, standing
 from smtplb.policy.shares import GroupShares, PoolFitness, fitness, group_shares
 from smtplb.settings import BackendSettings, TrafficSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a backend showed to a check that came through EHLO, and TLS where that is configured."""
+
+    offers: dict[bytes, bytes]  # keywords of the last EHLO with their parameters; empty after HELO
+    tls: str = ""  # version; "" in clear
+    certificate_expires: float | None = None  # unix time
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
-    """Outcome of one probe. `text`: printable, what the backend or the system said."""
+    """Outcome of one probe. `text`: printable, what the backend or the system said.
+
+    `identity`: policy.health.CheckTrack.result() has the meaning; `seen` None: it did not come so far.
+    """
 
     passed: bool
     text: str
     duration_s: float
+    identity: bool | None = None
+    seen: Seen | None = None
 
 
 @dataclass(slots=True)
@@ -66,7 +81,8 @@ class BackendRecord:
     operator: Operator = field(default_factory=Operator)
     checks: CheckHistory = field(default_factory=CheckHistory)
     check_reason: str = ""  # why the check state is what it is
-    down_since: float | None = None  # unix time; from the first `down` until `up`
+    down_since: float | None = None  # unix time; from the first `down`, or lack of identity, until `up`
+    seen: Seen | None = None  # the last that a check saw; kept while the backend is down
 
     @property
     def weight(self) -> int:
@@ -78,6 +94,14 @@ class GroupRecord:
     shares: GroupShares
     since: float  # unix time of the last shift
     told: tuple[tuple[str, int], ...]  # shares in the last snapshot
+
+
+def offer_words(offers: dict[bytes, bytes]) -> list[str]:
+    """Extensions as an EHLO reply lists them, printable."""
+    return [
+        (keyword + b" " + value if value else keyword).decode("ascii", "backslashreplace")
+        for keyword, value in offers.items()
+    ]
 
 
 def _reason_without_result(track: CheckTrack) -> str:
@@ -120,6 +144,7 @@ class Registry:
         self._by_pool: dict[str, list[BackendRecord]] = {
             pool.name: [self.backends[backend.key] for backend in pool.backends] for pool in traffic.pools
         }
+        self._routes = {route.name: route for route in traffic.routes}
         self.groups: dict[str, GroupRecord] = {}
         for group in traffic.groups:
             shares = group_shares(group)
@@ -146,33 +171,42 @@ class Registry:
     def fitness(self, pool: str) -> PoolFitness:
         return fitness((record.settings, record.standing) for record in self._by_pool[pool])
 
-    def target_backends(self, target: str) -> list[BackendRecord]:
+    def targets(self, name: str) -> dict[str, list[str]]:
+        """Pools by the name of each pool or group that mail to `name` (pool, group or route) can go to."""
+        route = self._routes.get(name)
+        rules = () if route is None else route.rules
+        names = [name] if route is None else [rule.target for rule in rules if rule.target is not None]
+        return {
+            each: [each] if each in self._by_pool else list(self.groups[each].shares.order) for each in names
+        }
+
+    def target_backends(self, name: str) -> list[BackendRecord]:
         """Every backend that a listener with this target may use, whatever the shares."""
-        if target in self._by_pool:
-            return self._by_pool[target]
-        members = self.groups[target].shares.order
-        return [record for pool in members for record in self._by_pool[pool]]
+        pools = dict.fromkeys(pool for pools in self.targets(name).values() for pool in pools)
+        return [record for pool in pools for record in self._by_pool[pool]]
 
     def strands(self, key: BackendKey, state: OperatorState) -> list[str]:
-        """Listeners that this change would leave without a usable backend, or, with none usable, without
-        any to try.
+        """Listeners that this change would leave without a usable backend at one of their targets, or, with
+        none usable, without any to try.
         """
         record = self.backends[key]
         after = standing(state, record.track.state, record.weight)
-        stranded = []
-        for listener in self.traffic.listeners:
-            targets = self.target_backends(listener.target)
-            if record not in targets:
-                continue
-            others = [other.standing for other in targets if other is not record]
-            usable = any(other.usable for other in others)
-            tried = usable or any(other.last_resort for other in others)
-            loses_usable = record.standing.usable and not after.usable and not usable
-            ends_tries = not (after.usable or after.last_resort)
-            loses_tried = record.standing.last_resort and ends_tries and not tried
-            if loses_usable or loses_tried:
-                stranded.append(listener.name)
-        return stranded
+        return [
+            listener.name
+            for listener in self.traffic.listeners
+            if any(self._strands(record, after, target) for target in self.targets(listener.target))
+        ]
+
+    def _strands(self, record: BackendRecord, after: BackendStanding, target: str) -> bool:
+        records = self.target_backends(target)
+        others = [other.standing for other in records if other is not record]
+        if len(others) == len(records):
+            return False
+        usable = any(other.usable for other in others)
+        tried = usable or any(other.last_resort for other in others)
+        loses_usable = record.standing.usable and not after.usable and not usable
+        ends_tries = not (after.usable or after.last_resort)
+        return loses_usable or (record.standing.last_resort and ends_tries and not tried)
 
     # Changing.
 
@@ -185,9 +219,13 @@ class Registry:
             checks.passed += 1
         else:
             checks.failed += 1
-        if record.track.result(result.passed):
-            record.check_reason = f"check: {result.text}, {record.track.cause}"
-            self._settle(record)
+        if result.seen is not None:
+            self._tell_offers(record, result.seen)
+            record.seen = result.seen
+        if record.track.result(result.passed, identity=result.identity):
+            missing = record.track.state is CheckState.NO_IDENTITY
+            record.check_reason = result.text if missing else f"check: {result.text}, {record.track.cause}"
+        self._settle(record)
 
     def set_operator(self, key: BackendKey, state: OperatorState, reason: str, for_s: float | None) -> None:
         """`for_s`: after so many seconds ready again; of no meaning with ready."""
@@ -207,7 +245,7 @@ class Registry:
             record.track.forget()  # what was known before the work is old; the first check after it decides
             record.check_reason = _reason_without_result(record.track)
             self._checks_wanted(key, state is not OperatorState.MAINT)
-        self._settle(record, told_by=f"operator: {state}" + (f", {reason}" if reason else ""))
+        self._settle(record, f"operator: {state}" + (f", {reason}" if reason else ""))
 
     def set_weight(self, key: BackendKey, weight: int, reason: str) -> None:
         """Override the configured weight; the configured one ends the override."""
@@ -218,7 +256,7 @@ class Registry:
             record.operator.reason = reason
         if weight != old:
             told_by = f"operator: weight {old} -> {weight}" + (f", {reason}" if reason else "")
-            self._settle(record, told_by=told_by, weight_changed=True)
+            self._settle(record, told_by)
 
     def fail_back(self, group: str) -> bool:
         """Bring back what is well again. False if there was nothing to bring back."""
@@ -245,21 +283,40 @@ class Registry:
         was = self.backends[key].operator.state
         self.set_operator(key, OperatorState.READY, f"time of {was} is over", None)
 
-    def _settle(self, record: BackendRecord, told_by: str = "", weight_changed: bool = False) -> None:
-        """Bring the standing in line with the facts; tell if state or weight is another than before."""
+    def _tell_offers(self, record: BackendRecord, seen: Seen) -> None:
+        """Not at the first check: it is a change that somebody may wonder about."""
+        if record.seen is None or record.seen.offers == seen.offers:
+            return
+        was, now = set(offer_words(record.seen.offers)), set(offer_words(seen.offers))
+        lost, gained = ", ".join(sorted(was - now)), ", ".join(sorted(now - was))
+        words = "; ".join(
+            text for text in (lost and f"no longer offers {lost}", gained and f"now offers {gained}") if text
+        )
+        pool, name = record.settings.key
+        fields: dict[str, str | int | float] = {"pool": pool, "backend": name}
+        self._emit(Notice("info", "offers", f"{pool}/{name} {words}", fields))
+
+    def _settle(self, record: BackendRecord, told_by: str = "") -> None:
+        """Bring the standing in line with the facts; tell if anything but offers is another than before."""
         old = record.standing
-        record.standing = new = standing(record.operator.state, record.track.state, record.weight)
+        offers = None if record.seen is None else record.seen.offers
+        record.standing = new = standing(record.operator.state, record.track.state, record.weight, offers)
         by_operator = STANDINGS[record.operator.state, record.track.state].by_operator
         if not by_operator:
             record.reason = record.check_reason
         elif told_by:
             record.reason = told_by
-        if old.state is new.state and not weight_changed:
+        if old == new:
+            return
+        self._changed()
+        same_state = (old.state, old.last_resort) == (new.state, new.last_resort)
+        if same_state and old.weight == new.weight:
             return
         down_for_s = None
-        if old.state is not new.state:
+        if not same_state:
             record.since = self._wall()
-            if new.state is BackendState.DOWN and record.down_since is None:
+            missing = not by_operator and record.track.state is CheckState.NO_IDENTITY
+            if (new.state is BackendState.DOWN or missing) and record.down_since is None:
                 record.down_since = record.since
             elif new.state is BackendState.UP and record.down_since is not None:
                 down_for_s = max(0.0, record.since - record.down_since)
@@ -267,7 +324,6 @@ class Registry:
         pool, name = record.settings.key
         reason = told_by or record.reason
         self._emit(BackendChanged(pool, name, old.state.value, new.state.value, reason, down_for_s))
-        self._changed()
 
     def _changed(self) -> None:
         if self._open and not self._publication_due:

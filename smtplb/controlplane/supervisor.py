@@ -20,6 +20,7 @@ from importlib import metadata
 from random import random
 
 from smtplb.controlplane import problems as trouble
+from smtplb.controlplane.certificate_watch import CertificateWatch
 from smtplb.controlplane.link import LocalLink, OpenLink, WorkerLink
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.prober import Prober
@@ -31,6 +32,7 @@ from smtplb.messages import (
     BackendKey,
     DrainSessions,
     FromWorker,
+    ReloadCertificates,
     ReportRequest,
     SessionsDrained,
     Snapshot,
@@ -107,6 +109,13 @@ class Supervisor:
             report=self._registry.check_result,
             interval_s=lambda key: self._registry.backends[key].track.next_interval_s(random),
         )
+        self._certificates = CertificateWatch(
+            settings.traffic,
+            deadlines=self._deadlines,
+            wall=time.time,
+            emit=emit,
+            changed=self._certificates_changed,
+        )
 
     # Life.
 
@@ -122,6 +131,7 @@ class Supervisor:
             self._notice(
                 "started", f"smtplb {version()}", config=self.settings.source, sha256=self.settings.sha256
             )
+            self._certificates.start()
             self._prober.start(loop)
             await _wait(self._prober.first_round_over, self._first_round_s())
             if self._stop_task is not None:
@@ -173,6 +183,7 @@ class Supervisor:
     def _close(self) -> None:
         self._phase = "stopped"
         self._prober.cut()
+        self._certificates.close()
         self._registry.close()
         if self._link is not None:
             self._link.close()
@@ -280,6 +291,7 @@ class Supervisor:
             now=self._deadlines.clock(),
             next_check_in_s=self._prober.next_in_s,
             bound=self.bound,
+            certificates=self._certificates,
         )
 
     # Changing.
@@ -356,6 +368,10 @@ class Supervisor:
             self._drained.set()
         else:
             self.emit(message)
+
+    def _certificates_changed(self) -> None:
+        assert self._link is not None
+        self._link.send(ReloadCertificates())
 
     def _checks_wanted(self, key: BackendKey, wanted: bool) -> None:
         self._prober.want(key, wanted)

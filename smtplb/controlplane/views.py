@@ -63,7 +63,7 @@ class BackendView:
     tls: str = ""  # version in the last good check: "TLSv1.3"; "" in clear
     tls_verified: bool = False  # by its settings
     certificate_expires: float | None = None  # unix time, of the certificate that it showed last
-    ca_problem: str = ""  # why the CA file it is verified against cannot be read; the one read before is in use
+    ca_problem: str = ""  # why the CA file it is verified against cannot be used; "" if it can
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class ListenerView:
     tls: str = "off"  # settings.FrontTlsMode
     certificates: list[CertificateView] = field(default_factory=list)
     offers: list[str] = field(default_factory=list)  # end-to-end extensions that clients are offered
-    withheld: dict[str, list[str]] = field(default_factory=dict)  # those they are not: because of "pool/backend"
+    withheld: dict[str, list[str]] = field(default_factory=dict)  # the others, with who lacks them
 
 
 @dataclass(slots=True)

@@ -20,9 +20,12 @@ from smtplb.config.section import Section, keys
 from smtplb.config.section import fields as section_fields
 from smtplb.settings import (
     BackendSettings,
+    BackTlsSettings,
     BudgetSettings,
+    CertificateSettings,
     CheckSettings,
     ConnectionSettings,
+    FrontTlsSettings,
     GroupMember,
     GroupMode,
     GroupSettings,
@@ -47,12 +50,17 @@ SECTIONS: dict[str, tuple[type[Section], type[Any] | None]] = {
     "`defaults`": (schema.Defaults, None),
     "`listeners[]`": (schema.Listener, ListenerSettings),
     "`listeners[].accept[]`": (When, None),
+    "`listeners[].clients`": (schema.Clients, None),
+    "`listeners[].tls`": (schema.FrontTls, FrontTlsSettings),
+    "`listeners[].tls.certificates[]`": (schema.Certificate, CertificateSettings),
     "`listeners[].limits`": (schema.Limits, ListenerLimits),
+    "`routes.NAME[]`": (schema.RouteRule, None),
     "`groups.NAME`": (schema.Group, GroupSettings),
     "`groups.NAME.pools[]`": (schema.Member, GroupMember),
     "`groups.NAME.failback`": (schema.Failback, None),
     "`pools.NAME`": (schema.Pool, PoolSettings),
     "`pools.NAME.backends[]`": (schema.Backend, BackendSettings),
+    "`pools.NAME.tls`": (schema.BackTls, BackTlsSettings),
     "`pools.NAME.check`": (schema.Check, CheckSettings),
     "`pools.NAME.connections`": (schema.Connections, ConnectionSettings),
     "`pools.NAME.timeouts`": (schema.Timeouts, TimeoutSettings),
@@ -61,6 +69,8 @@ SECTIONS: dict[str, tuple[type[Section], type[Any] | None]] = {
     "`probes`": (schema.Probes, None),
     "`log`": (schema.Log, LogSettings),
 }
+# Keys whose default depends on other keys: test_defaults_that_follow_from_other_keys.
+COMPUTED = {("`listeners[]`", "other_route"), ("`pools.NAME`", "balance_per"), ("`pools.NAME.tls`", "mode")}
 
 
 def tables() -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -118,7 +128,11 @@ def test_every_default_on_the_page_is_that_of_settings(heading: str) -> None:
     assert settings is not None
     written = dict(tables())[heading]
     defaults = {field.name: field for field in fields(settings)}
+    if section is schema.Pool:
+        defaults |= {field.name: field for field in fields(BackendSettings)}
     for key, attribute, _ in section_fields(section):
+        if (heading, key) in COMPUTED or (section is schema.Backend and key in keys(schema.PerBackend)):
+            continue
         if key in section.required:
             assert written[key][1] == "required"
         elif attribute in defaults and (text := default_text(defaults[attribute])) is not None:

@@ -17,6 +17,7 @@ from smtplb.messages import BackendKey
 from smtplb.observe.events import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, CheckLevel, CheckSettings
+from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Reply
 from tests.controlplane.clock import FakeClock
 from tests.controlplane.things import backend
@@ -32,8 +33,12 @@ class Puppet:
         self.settings = settings
         self.hello = hello
         self.owner = owner
-        self.greeting: Reply | None = None
-        self.hello_reply: Reply | None = None
+        self.phase = Phase.GREETING
+        self.greeted: Reply | None = None
+        self.answered: Reply | None = None
+        self.offered = Capabilities()
+        self.tls_version = ""
+        self.certificate: bytes | None = None
         self.opened = self.quitting = self.ended = False
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -48,21 +53,33 @@ class Puppet:
     def abort(self) -> None:
         self.stage.ended(self)
 
+    def peer_certificate(self) -> bytes | None:
+        return self.certificate
+
     # what the test lets happen
 
     def greet(self) -> None:
-        self.greeting = Reply(220, [b"mx ESMTP"])
+        self.greeted = Reply(220, [b"mx ESMTP"])
+        self.phase = Phase.HELLO
 
-    def ready(self) -> None:
+    def answer(self, *keywords: bytes) -> None:
+        self.answered = Reply(250, [b"mx at your service", *keywords])
+        self.offered = Capabilities(self.answered)
+
+    def ready(self, *keywords: bytes) -> None:
         self.greet()
-        self.hello_reply = Reply(250, [b"mx at your service", b"PIPELINING"])
+        self.answer(*(keywords or (b"PIPELINING",)))
         self.owner.connection_ready(self)
 
     def fail(
-        self, phase: Phase = Phase.CONNECT, reason: Reason = Reason.CONNECT, reply: Reply | None = None
+        self,
+        phase: Phase = Phase.CONNECT,
+        reason: Reason = Reason.CONNECT,
+        reply: Reply | None = None,
+        detail: bytes = b"Connection refused",
     ) -> None:
         self.stage.ended(self)
-        self.owner.connection_failed(self, Failure(phase, reason, b"Connection refused", reply))
+        self.owner.connection_failed(self, Failure(phase, reason, detail, reply))
 
     def close(self) -> None:
         self.stage.ended(self)

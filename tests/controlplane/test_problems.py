@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from smtplb.controlplane.certificate_watch import CertificateWatch
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.problems import ANCHORS, condition, find_problems, for_so_long
 from smtplb.controlplane.registry import Registry
@@ -28,6 +29,17 @@ def picture(desk: Desk, report: WorkerReport | None = None) -> Picture:
         now=desk.clock.now,
         next_check_in_s=lambda key: 4.0,
         bound={"mx": [Address("127.0.0.1", 2525)]},
+        certificates=watch(desk),
+    )
+
+
+def watch(desk: Desk) -> CertificateWatch:
+    return CertificateWatch(
+        desk.registry.traffic,
+        deadlines=desk.clock.deadlines,
+        wall=desk.clock.wall,
+        emit=desk.events.append,
+        changed=lambda: None,
     )
 
 
