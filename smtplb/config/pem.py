@@ -8,6 +8,7 @@ user of the host may read. Nobody is ever asked for a passphrase.
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -21,8 +22,8 @@ class _PassphraseError(ValueError):
     """Raised where OpenSSL would ask at the terminal."""
 
 
-def certificates(path: Path) -> None:
-    """A file with at least one certificate: a chain to show, or authorities to trust. Raises UnreadableError."""
+def authorities(path: Path) -> None:
+    """A file with at least one certificate. Raises UnreadableError."""
     read_pem(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
@@ -30,10 +31,28 @@ def certificates(path: Path) -> None:
         raise UnreadableError(f"{quote_path(path)} holds no certificate in PEM ({_words(error)})") from None
 
 
+def certificate(path: Path) -> None:
+    """A certificate of our own, perhaps with its chain. Raises UnreadableError."""
+    _must_exist(path)
+    authorities(path)
+
+
 def key(path: Path) -> None:
     """A file that may be a key; whether it is shows beside its certificate. Raises UnreadableError."""
+    _must_exist(path)
     if b"PRIVATE KEY-----" not in read_pem(path, secret=True):
         raise UnreadableError(f"{quote_path(path)} holds no private key in PEM")
+
+
+def _must_exist(path: Path) -> None:
+    """For what a program may be about to write: say how to start without it."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        hint = "where it is issued later, put a self-signed certificate and its key there first"
+        raise UnreadableError(f"there is no {quote_path(path)}: {hint}") from None
+    except (OSError, ValueError):
+        pass  # read_pem says it
 
 
 def why_no_pair(certificate: str, key: str) -> str | None:

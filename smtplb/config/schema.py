@@ -143,7 +143,7 @@ Sources = Annotated[
 Count = Annotated[int, PlainValidator(whole(1, 1_000_000))]
 CountOrUnlimited = Annotated[int | None, PlainValidator(or_unlimited(whole(1, 1_000_000)))]
 Bind = Annotated[Address, PlainValidator(_bind)]
-Certificates = Annotated[str, PlainValidator(_pem(pem.certificates))]
+Authorities = Annotated[str, PlainValidator(_pem(pem.authorities))]
 
 
 # Pools.
@@ -188,7 +188,7 @@ class Budget(Section):
 class BackTls(Section):
     mode: Annotated[BackTlsMode, PlainValidator(choice(BackTlsMode))] | None = None
     verify: Annotated[bool, PlainValidator(boolean)] | None = None
-    ca: Certificates | None = None
+    ca: Authorities | None = None
     server_name: Hostname | None = None
 
 
@@ -287,7 +287,7 @@ class Limits(Section):
 class Certificate(Section):
     required = {"certificate": "certificate: FILE, in PEM, with its chain", "key": "key: FILE, in PEM"}
 
-    certificate: Certificates | None = None
+    certificate: Annotated[str, PlainValidator(_pem(pem.certificate))] | None = None
     key: Annotated[str, PlainValidator(_pem(pem.key))] | None = None
 
 
@@ -298,7 +298,7 @@ class FrontTls(Section):
     client_certificates: Annotated[ClientCertificates, PlainValidator(choice(ClientCertificates))] | None = (
         None
     )
-    client_ca: Certificates | None = None
+    client_ca: Authorities | None = None
 
 
 class Clients(Section):

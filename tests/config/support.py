@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
+import trustme
+
 from smtplb.config.errors import ConfigError, ConfigErrors
 from smtplb.config.load import load_text
-from smtplb.settings import BackendSettings, GroupSettings, ListenerSettings, PoolSettings, Settings
+from smtplb.settings import (
+    BackendSettings,
+    GroupSettings,
+    ListenerSettings,
+    PoolSettings,
+    RouteSettings,
+    Settings,
+)
 
 SMALLEST = """\
 listeners:
@@ -79,3 +90,46 @@ pools: {{p: {{backends: ["b.test:25"]}}}}
 
 def listener_of(listener: str, before: str = "") -> ListenerSettings:
     return settings_of(with_listener(listener, before)).traffic.listeners[0]
+
+
+def route_of(rules: str) -> RouteSettings:
+    """Route `r` before pools p and q."""
+    return settings_of(with_route(rules)).traffic.routes[0]
+
+
+def with_route(rules: str, listener: str = 'bind: "127.0.0.1:2525", to: r', before: str = "") -> str:
+    """The rules of route `r` in flow style without the brackets, and the keys of a listener before it."""
+    return f"""
+hostname: lb1.example.net
+{before}
+listeners: [{{{listener}}}]
+routes: {{r: [{rules}]}}
+pools: {{p: {{backends: ["p.test:25"]}}, q: {{backends: ["q.test:25"]}}}}
+"""
+
+
+# TLS.
+
+
+@cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def write_certificate(folder: Path, certificate: str = "mx.pem", key: str = "mx.key") -> None:
+    issued = authority().issue_cert("mx.example.org")
+    issued.cert_chain_pems[0].write_to_path(folder / certificate)
+    write_key(folder / key, issued.private_key_pem.bytes())
+
+
+def write_key(path: Path, content: bytes, mode: int = 0o600) -> None:
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def write_files_named_in(text: str, folder: Path) -> None:
+    """Certificates, keys and authorities that a configuration names."""
+    for certificate, key in re.findall(r"certificate: ([\w.-]+), key: ([\w.-]+)", text):
+        write_certificate(folder, certificate, key)
+    for name in re.findall(r"ca: ([\w.-]+)", text):
+        authority().cert_pem.write_to_path(folder / name)

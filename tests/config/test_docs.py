@@ -29,6 +29,7 @@ from smtplb.settings import (
     GroupMember,
     GroupMode,
     GroupSettings,
+    IdentityMode,
     ListenerLimits,
     ListenerSettings,
     LogSettings,
@@ -36,6 +37,12 @@ from smtplb.settings import (
     ShutdownSettings,
     TimeoutSettings,
     TrafficSettings,
+)
+from tests.config.support import (
+    backend_of,
+    listener_of,
+    pool_of,
+    write_files_named_in,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +153,27 @@ def test_defaults_that_have_another_name_in_settings() -> None:
     assert written["delay"][1] == f"`{scalars.format_duration(group.failback_delay_s)}`"
 
 
+def test_defaults_that_follow_from_other_keys() -> None:
+    tables_by_heading = dict(tables())
+    written = tables_by_heading["`listeners[]`"]["other_route"][1]
+    assert written == "`follow` with `auth: relay` or a bind to port 587 or 465, else `defer`"
+    for port, expected in ((2525, "defer"), (587, "follow"), (465, "follow")):
+        assert listener_of(f'bind: "127.0.0.1:{port}", to: p').other_route == expected
+    relay = 'bind: "127.0.0.1:2525", to: p, auth: relay, auth_without_tls: true'
+    assert listener_of(relay).other_route == "follow"
+    written = tables_by_heading["`pools.NAME`"]["balance_per"][1]
+    assert written == "`session` if a backend has `identity` `xclient` or `proxy-*`, else `transaction`"
+    for identity in IdentityMode:
+        expected = "session" if identity == "xclient" or identity.startswith("proxy-") else "transaction"
+        assert pool_of(f'identity: {identity}, backends: ["b.test:25"]').balance_per == expected
+    written = tables_by_heading["`pools.NAME.tls`"]["mode"][1]
+    assert written == "`off` towards loopback addresses and `localhost`, else `opportunistic`"
+    for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost"):
+        assert backend_of(f'"{host}:25"').tls.mode == "off"
+    for host in ("10.0.0.1", "[2001:db8::1]", "mx.test"):
+        assert backend_of(f'"{host}:25"').tls.mode == "opportunistic"
+
+
 def test_every_preset_is_on_the_page() -> None:
     names = {attribute: key for key, attribute, _ in section_fields(schema.Connections)}
     for mta, values in CONNECTIONS.items():
@@ -158,6 +186,7 @@ def test_every_preset_is_on_the_page() -> None:
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
 def test_every_piece_of_yaml_on_the_page_is_lawful(block: str, tmp_path: Path) -> None:
     (tmp_path / "partners.txt").write_text("192.0.2.0/24\n")
+    write_files_named_in(block, tmp_path)
     text = block
     if block.startswith("accept:"):
         text = f'networks: {{inside: 10.0.0.0/8}}\nlisteners:\n  - bind: "127.0.0.1:25"\n    to: relays\n{indent(block, "    ")}'
@@ -169,8 +198,11 @@ def test_every_piece_of_yaml_on_the_page_is_lawful(block: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_lawful(path: Path) -> None:
-    assert load(path).traffic.pools
+def test_every_example_is_lawful(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text())
+    write_files_named_in(copy.read_text(), tmp_path)
+    assert load(copy).traffic.pools
 
 
 def test_there_are_examples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ import pytest
 from smtplb.controlplane.prober import Prober
 from smtplb.controlplane.registry import CheckResult
 from smtplb.messages import BackendKey
-from smtplb.settings import CheckLevel, CheckSettings
+from smtplb.settings import BackTlsSettings, CheckLevel, CheckSettings, IdentityMode
 from tests.controlplane.clock import FakeClock
 from tests.controlplane.things import backend
 
@@ -21,10 +22,17 @@ READY = "220 mx1.test ESMTP\r\n"
 class Conversation:
     """One client of a scripted backend; `heard` is what it sent, "<gone>" if it left without QUIT."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: list[str]) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        heard: list[str],
+        news: asyncio.Event,
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self.heard = heard
+        self._news = news
 
     async def say(self, text: str) -> None:
         self._writer.write(text.encode())
@@ -39,7 +47,23 @@ class Conversation:
             self.heard.append(line)
         elif self.heard[-1:] != ["QUIT"]:
             self.heard.append("<gone>")
+        self._news.set()
         return line
+
+    async def octets(self, count: int) -> bytes:
+        """So many; ConnectionError if there are none left."""
+        try:
+            return await self._reader.readexactly(count)
+        except asyncio.IncompleteReadError:
+            raise ConnectionResetError from None
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """The end of the connection, if it does not come about."""
+        try:
+            await self._writer.start_tls(context)
+        except (ssl.SSLError, ConnectionError):
+            self.heard.append("<no TLS>")
+            raise ConnectionError from None
 
     async def answer_quit(self) -> None:
         """Hear until QUIT or the end; 221 to QUIT."""
@@ -58,7 +82,9 @@ class Probed:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.heard: list[str] = []
+        self.news = asyncio.Event()  # something was heard
         self.results: asyncio.Queue[CheckResult] = asyncio.Queue()
+        self.last: CheckResult  # that result() told
         self.met = asyncio.Event()  # a client has come
         self.done = asyncio.Event()  # the script has ended
         self.prober: Prober
@@ -68,12 +94,19 @@ class Probed:
 
     async def result(self) -> tuple[bool, str]:
         async with asyncio.timeout(5):
-            result = await self.results.get()
-        return result.passed, result.text
+            self.last = await self.results.get()
+        return self.last.passed, self.last.text
 
     async def client_came(self) -> None:
         async with asyncio.timeout(5):
             await self.met.wait()
+
+    async def hears(self, *lines: str) -> None:
+        """All that was heard, once it is this."""
+        async with asyncio.timeout(5):
+            while self.heard != list(lines):
+                self.news.clear()
+                await self.news.wait()
 
     async def over(self) -> None:
         async with asyncio.timeout(5):
@@ -83,16 +116,22 @@ class Probed:
 
 @asynccontextmanager
 async def probed(
-    script: Script, level: CheckLevel = CheckLevel.EHLO, timeout_s: float = 8.0
+    script: Script,
+    level: CheckLevel = CheckLevel.EHLO,
+    timeout_s: float = 8.0,
+    *,
+    tls: BackTlsSettings | None = None,
+    identity: IdentityMode = IdentityMode.NONE,
 ) -> AsyncIterator[Probed]:
     it = Probed()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         it.met.set()
         try:
-            await script(Conversation(reader, writer, it.heard))
+            await script(Conversation(reader, writer, it.heard, it.news))
         except ConnectionError:
-            it.heard.append("<gone>")
+            if it.heard[-1:] != ["<no TLS>"]:
+                it.heard.append("<gone>")
         finally:
             writer.close()
             it.done.set()
@@ -101,7 +140,7 @@ async def probed(
     port = server.sockets[0].getsockname()[1]
     check = CheckSettings(level=level, timeout_s=timeout_s)
     it.prober = Prober(
-        [backend("p", "a", port=port, check=check)],
+        [backend("p", "a", port=port, check=check, tls=tls, identity=identity)],
         hello="lb1.test",
         deadlines=it.clock.deadlines,
         report=it._report,

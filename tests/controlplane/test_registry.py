@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from smtplb.controlplane.registry import CheckResult, Registry
+from smtplb.controlplane.registry import CheckResult, Registry, Seen
 from smtplb.messages import BackendKey, BackendState, Snapshot
 from smtplb.observe.events import BackendChanged, Event, GroupShifted
 from smtplb.policy.health import OperatorState
@@ -43,6 +43,14 @@ class Desk:
         for key in keys:
             for result in results:
                 self.registry.check_result(key, CheckResult(result == "+", text, 0.01))
+
+    def lacks_identity(self, key: BackendKey, text: str = "identity: does not offer XCLIENT") -> None:
+        self.registry.check_result(key, CheckResult(False, text, 0.01, identity=False))
+
+    def offers(self, key: BackendKey, **keywords: bytes) -> None:
+        """A good check in which the backend lists these, the identity included."""
+        offers = {name.encode(): value for name, value in keywords.items()}
+        self.registry.check_result(key, CheckResult(True, "250 mx", 0.01, True, Seen(offers)))
 
     def turn(self) -> None:
         soon = self._soon.copy()

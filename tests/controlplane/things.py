@@ -5,12 +5,14 @@ from __future__ import annotations
 from smtplb.settings import (
     Address,
     BackendSettings,
+    BackTlsSettings,
     CheckLevel,
     CheckSettings,
     FailbackMode,
     GroupMember,
     GroupMode,
     GroupSettings,
+    IdentityMode,
     ListenerSettings,
     Policy,
     PoolSettings,
@@ -27,6 +29,8 @@ def backend(
     backup: bool = False,
     level: CheckLevel = CheckLevel.EHLO,
     check: CheckSettings | None = None,
+    tls: BackTlsSettings | None = None,
+    identity: IdentityMode = IdentityMode.NONE,
 ) -> BackendSettings:
     return BackendSettings(
         pool,
@@ -35,6 +39,8 @@ def backend(
         weight=weight,
         backup=backup,
         check=check or CheckSettings(level),
+        tls=tls or BackTlsSettings(),
+        identity=identity,
     )
 
 
