@@ -141,14 +141,17 @@ class Opening:
         if reply.code != 220:
             self._line.not_opened(Reason.GREETING, reply.text_line(), reply)
             return
-        if not self._line.in_step():
-            return
         self._line.hello_sent()
         self._send_ehlo()
 
     def _send_ehlo(self) -> None:
-        self._awaiting = _Awaiting.EHLO
-        self._line.write(b"EHLO %s\r\n" % self._hello)
+        self._say(_Awaiting.EHLO, b"EHLO %s\r\n" % self._hello)
+
+    def _say(self, awaiting: _Awaiting, line: bytes) -> None:
+        """One command. What came before it was said cannot be the answer to it."""
+        if self._line.in_step():
+            self._awaiting = awaiting
+            self._line.write(line)
 
     def _hello_answered(self, reply: Reply) -> None:
         self.hello_reply = reply
@@ -156,8 +159,7 @@ class Opening:
             self.capabilities = Capabilities(reply if self._awaiting is _Awaiting.EHLO else None)
             self._after_hello()
         elif self._awaiting is _Awaiting.EHLO and reply.code in (500, 502, 504):  # RFC 5321 3.2
-            self._awaiting = _Awaiting.HELO
-            self._line.write(b"HELO %s\r\n" % self._hello)
+            self._say(_Awaiting.HELO, b"HELO %s\r\n" % self._hello)
         else:
             self._line.not_opened(Reason.GREETING, reply.text_line(), reply)
 
@@ -170,8 +172,7 @@ class Opening:
             and not self._clear
         ):
             if b"STARTTLS" in self.capabilities:
-                self._awaiting = _Awaiting.STARTTLS
-                self._line.write(b"STARTTLS\r\n")
+                self._say(_Awaiting.STARTTLS, b"STARTTLS\r\n")
                 return
             if mode is BackTlsMode.REQUIRED:
                 self._line.not_opened(Reason.TLS, b"does not offer STARTTLS", None)
@@ -225,8 +226,7 @@ class Opening:
         return False
 
     def _send_xclient(self) -> None:
-        self._awaiting = _Awaiting.XCLIENT
-        self._line.write(self._xclient.pop(0))
+        self._say(_Awaiting.XCLIENT, self._xclient.pop(0))
 
     def _xclient_answered(self, reply: Reply) -> None:
         if reply.code == 220:

@@ -164,7 +164,8 @@ def parse_auth(argument: bytes) -> tuple[bytes, bytes | None] | None:
         return None
     if not blank:
         return mechanism.upper(), None
-    return (mechanism.upper(), response) if response and is_auth_response(response) else None
+    good = response not in (b"", b"*") and is_auth_response(response)
+    return (mechanism.upper(), response) if good else None
 
 
 def is_auth_response(line: bytes) -> bool:

@@ -1,0 +1,259 @@
+"""What the log says about each kind of event, and how loud.
+
+Owns levels, messages and field names (Elastic Common Schema where one fits, `smtplb.` where none does).
+Does not own how lines are written (logs.py) or how words from outside are encoded (encode.py).
+Invariant: every text in the fields went through encode.py, and every address of a person through People.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from smtplb.observe.encode import People, octets, words
+from smtplb.observe.events import (
+    AttemptFailed,
+    AttemptOutcome,
+    BackendBlamed,
+    BackendChanged,
+    GroupShifted,
+    Notice,
+    SessionEnded,
+    TransactionEnded,
+    TransactionOutcome,
+)
+
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
+LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
+NAMES = {number: name for name, number in LEVELS.items()}
+
+MAX_NOTICE_FIELD = 8192  # room for the stack of a bug
+
+Value = str | int | float | bool
+Fields = dict[str, Value]
+Said = tuple[str, str, Fields]  # action, message, fields
+
+# Field -> its name in text. Fields that are not here repeat what the message says, and are for machines.
+TEXT_NAMES = {
+    "smtplb.transaction.id": "transaction",
+    "smtplb.session.id": "session",
+    "smtplb.listener": "listener",
+    "client.address": "client",
+    "smtplb.helo": "helo",
+    "email.from.address": "from",
+    "email.to.address": "to",
+    "smtplb.recipients.accepted": "rcpts",
+    "smtplb.recipients.refused": "rcpts_refused",
+    "smtplb.pool": "pool",
+    "smtplb.backend": "backend",
+    "smtplb.phase": "phase",
+    "smtplb.reply": "reply",
+    "smtplb.message_bytes": "bytes",
+    "smtplb.attempts": "attempts",
+    "smtplb.transactions": "transactions",
+    "smtplb.blamed": "blamed",
+    "smtplb.detail": "detail",
+    "smtplb.shares.old": "old",
+    "smtplb.shares.new": "new",
+    "smtplb.down_for_s": "down_for_s",
+    "smtplb.duration_ms": "ms",
+}
+NOTICE_PREFIX = "smtplb.notice."
+
+_ECS_OUTCOMES = {
+    TransactionOutcome.OK: "success",
+    TransactionOutcome.ABORTED: "unknown",  # the client's own decision
+    TransactionOutcome.IN_DOUBT: "unknown",
+    AttemptOutcome.IN_DOUBT: "unknown",
+}
+
+
+# -- levels: a warning is what somebody may have to look at; what the mail deserved is information ----------
+
+
+def _transaction_level(event: TransactionEnded) -> int:
+    if event.outcome is TransactionOutcome.IN_DOUBT:
+        return WARNING
+    # A 4xx without a backend is our own trouble; a backend's 4xx (greylisting, quotas) is its verdict.
+    if event.outcome is TransactionOutcome.TEMPFAIL and not event.backend:
+        return WARNING
+    return INFO
+
+
+_ATTEMPT_LEVELS = {
+    AttemptOutcome.FAULT: WARNING,
+    AttemptOutcome.IN_DOUBT: WARNING,
+    AttemptOutcome.REPLACED: DEBUG,  # a kept connection had gone stale: everyday life
+}
+
+
+def _attempt_level(event: AttemptFailed) -> int:
+    return _ATTEMPT_LEVELS.get(event.outcome, INFO)
+
+
+def _blame_level(event: BackendBlamed) -> int:
+    return DEBUG  # the attempt that failed has its line
+
+
+def _session_level(event: SessionEnded) -> int:
+    return DEBUG  # its transactions have lines of their own
+
+
+def _backend_level(event: BackendChanged) -> int:
+    return WARNING if event.new in ("down", "ejected") else INFO
+
+
+def _group_level(event: GroupShifted) -> int:
+    return WARNING
+
+
+def _notice_level(event: Notice) -> int:
+    return LEVELS.get(event.level, ERROR)
+
+
+# -- what is said ------------------------------------------------------------------------------------------
+
+
+def _transaction(event: TransactionEnded, people: People) -> Said:
+    known = (event.sender, event.recipient)
+    cause = people.prose(words(event.cause), *known)
+    fields: Fields = {
+        "event.outcome": _ECS_OUTCOMES.get(event.outcome, "failure"),
+        "event.reason": cause,
+        "event.duration": int(event.duration_s * 1e9),
+        "smtplb.outcome": event.outcome,
+        "smtplb.transaction.id": words(event.transaction_id),
+        "smtplb.session.id": words(event.session_id),
+        "smtplb.listener": words(event.listener),
+        "client.address": words(event.client),
+        "smtplb.helo": people.prose(octets(event.helo), *known),
+    }
+    sender = people.address(event.sender)
+    if sender is not None:
+        fields["email.from.address"] = sender
+    if event.recipient:
+        recipient = people.address(event.recipient)
+        if recipient is not None:
+            fields["email.to.address"] = recipient
+    fields["smtplb.recipients.accepted"] = event.recipients
+    fields["smtplb.recipients.refused"] = event.recipients_refused
+    fields["smtplb.pool"] = words(event.pool)
+    fields["smtplb.backend"] = words(event.backend)
+    fields["smtplb.phase"] = words(event.phase)
+    fields["smtplb.reply"] = people.prose(octets(event.reply), *known)
+    fields["smtplb.message_bytes"] = event.message_bytes
+    fields["smtplb.attempts"] = event.attempts
+    fields["smtplb.duration_ms"] = int(event.duration_s * 1000)
+    return "transaction-ended", f"transaction {event.outcome}: {cause}", fields
+
+
+def _attempt(event: AttemptFailed, people: People) -> Said:
+    fields: Fields = {
+        "event.outcome": _ECS_OUTCOMES.get(event.outcome, "failure"),
+        "event.reason": words(event.reason),
+        "smtplb.outcome": event.outcome,
+        "smtplb.session.id": words(event.session_id),
+        "client.address": words(event.client),
+        "smtplb.pool": words(event.pool),
+        "smtplb.backend": words(event.backend),
+        "smtplb.phase": words(event.phase),
+        "smtplb.blamed": event.blamed,
+        "smtplb.detail": people.prose(octets(event.detail)),
+    }
+    return "attempt-failed", f"attempt {event.outcome}: {words(event.reason)}", fields
+
+
+def _blame(event: BackendBlamed, people: People) -> Said:
+    fields: Fields = {
+        "event.reason": words(event.reason),
+        "smtplb.session.id": words(event.session_id),
+        "client.address": words(event.client),
+        "smtplb.pool": words(event.pool),
+        "smtplb.backend": words(event.backend),
+    }
+    place = f"{fields['smtplb.pool']}/{fields['smtplb.backend']}"
+    return "backend-blamed", f"backend {place} blamed: {fields['event.reason']}", fields
+
+
+def _session(event: SessionEnded, people: People) -> Said:
+    fields: Fields = {
+        "event.reason": people.prose(words(event.reason)),
+        "event.duration": int(event.duration_s * 1e9),
+        "smtplb.session.id": words(event.session_id),
+        "smtplb.listener": words(event.listener),
+        "client.address": words(event.client),
+        "smtplb.transactions": event.transactions,
+        "smtplb.duration_ms": int(event.duration_s * 1000),
+    }
+    return "session-ended", f"session ended: {fields['event.reason']}", fields
+
+
+def _backend(event: BackendChanged, people: People) -> Said:
+    old, new = words(event.old), words(event.new)
+    reason = people.prose(words(event.reason))
+    fields: Fields = {
+        "event.reason": reason,
+        "smtplb.pool": words(event.pool),
+        "smtplb.backend": words(event.backend),
+        "smtplb.state.old": old,
+        "smtplb.state.new": new,
+    }
+    if event.down_for_s is not None:
+        fields["smtplb.down_for_s"] = round(event.down_for_s, 3)
+    place = f"{fields['smtplb.pool']}/{fields['smtplb.backend']}"
+    # An operator's weight changes without a change of state.
+    step = f"{old} -> {new}" if old != new else f"still {new}"
+    return "backend-changed", f"backend {place} {step}" + (f": {reason}" if reason else ""), fields
+
+
+def _group(event: GroupShifted, people: People) -> Said:
+    reason = people.prose(words(event.reason))
+    fields: Fields = {
+        "event.reason": reason,
+        "smtplb.group": words(event.group),
+        "smtplb.shares.old": _shares(event.old),
+        "smtplb.shares.new": _shares(event.new),
+    }
+    return "group-shifted", f"group {fields['smtplb.group']} shifted: {reason}", fields
+
+
+def _shares(shares: tuple[tuple[str, int], ...]) -> str:
+    return ",".join(f"{words(pool)}={share}" for pool, share in shares)
+
+
+def _notice(event: Notice, people: People) -> Said:
+    fields: Fields = {}
+    for name, value in event.fields.items():
+        shown = people.prose(words(value, MAX_NOTICE_FIELD)) if isinstance(value, str) else value
+        fields[NOTICE_PREFIX + words(name)] = shown
+    return words(event.what), people.prose(words(event.text)), fields
+
+
+# Kind of event -> its level, what it says. Any: each function takes its own kind of event.
+KINDS: dict[type, tuple[Callable[[Any], int], Callable[[Any, People], Said]]] = {
+    TransactionEnded: (_transaction_level, _transaction),
+    AttemptFailed: (_attempt_level, _attempt),
+    BackendBlamed: (_blame_level, _blame),
+    SessionEnded: (_session_level, _session),
+    BackendChanged: (_backend_level, _backend),
+    GroupShifted: (_group_level, _group),
+    Notice: (_notice_level, _notice),
+}
+
+
+def text_line(stamp: str, level: str, message: str, fields: Fields) -> str:
+    parts = [stamp, level.ljust(7), message]
+    for field, value in fields.items():
+        name = field.removeprefix(NOTICE_PREFIX) if field.startswith(NOTICE_PREFIX) else TEXT_NAMES.get(field)
+        if name is not None and value != "":
+            parts.append(f"{name}={_text_value(value)}")
+    return " ".join(parts) + "\n"
+
+
+def _text_value(value: Value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    if " " in text or '"' in text or "=" in text:
+        return '"' + text.replace('"', "\\x22") + '"'
+    return text
