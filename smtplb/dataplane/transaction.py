@@ -699,6 +699,12 @@ class Transaction:
             cause += "; the client had left"
         self._end(outcome or _OUTCOME_OF_CLASS[wire[:1]], cause, wire)
 
+    @property
+    def _first_recipient(self) -> bytes:
+        """For the log: the first that was accepted, or, if nobody was, the first that was asked for."""
+        asked = self.recipients[0].path if self.recipients else b""
+        return next((r.path for r in self.recipients if r.accepted), asked)
+
     def _end(self, outcome: TransactionOutcome, cause: str, wire: bytes) -> None:
         assert not self.ended
         self.ended = True
@@ -713,7 +719,7 @@ class Transaction:
             cause,
             wire,
             sender=self.sender,
-            first_recipient=next((r.path for r in self.recipients if r.accepted), b""),
+            first_recipient=self._first_recipient,
             accepted=self.accepted,
             refused=self.refused,
             message_bytes=relay.sent_bytes if relay is not None else 0,

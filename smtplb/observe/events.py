@@ -63,7 +63,7 @@ class TransactionEnded:
     message_bytes: int  # body octets sent to the backend
     attempts: int
     duration_s: float
-    recipient: bytes = b""  # the first accepted one
+    recipient: bytes = b""  # the first accepted one; if nobody was accepted, the first one asked for
 
 
 @dataclass(slots=True)
