@@ -43,7 +43,9 @@ class BackendStanding:
     usable: bool
     last_resort: bool
     weight: int  # effective; 0 takes nothing while others are usable
-    offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO with their parameters; None: none seen yet
+    offers: dict[bytes, bytes] | None = (
+        None  # keywords of its last EHLO with their parameters; None: none seen yet
+    )
 
 
 @dataclass(frozen=True, slots=True)

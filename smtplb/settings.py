@@ -261,7 +261,9 @@ class BackendSettings:
     tls: BackTlsSettings = field(default_factory=BackTlsSettings)
     identity: IdentityMode = IdentityMode.NONE
     received: ReceivedMode = ReceivedMode.AUTO
-    max_connections: int | None = None  # to this backend, kept and checks' own not counted apart; None: no limit
+    max_connections: int | None = (
+        None  # to this backend, kept and checks' own not counted apart; None: no limit
+    )
 
     @property
     def adds_received(self) -> bool:
@@ -349,7 +351,9 @@ class GroupSettings:
 class AdminSettings:
     bind: Address | None = None
     socket: str | None = None
-    token: str | None = field(default=None, repr=False)  # content of token_file; None: changes only through the socket
+    token: str | None = field(
+        default=None, repr=False
+    )  # content of token_file; None: changes only through the socket
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,14 +198,14 @@ class Transaction:
             preferred,
         )
 
-    def _come_again(self, recipients: list[Recipient], for_s: float) -> None:
+    def _come_again(self, recipients: list[Recipient], for_s: float, *, once: bool = False) -> None:
         """A temporary verdict, or doubt: the retry goes to the same backend first (policy/affinity.py)."""
         affinity, backend = self._context.router.affinity, self._backend
         assert backend is not None
         until_s = self._context.runtime.deadlines.clock() + for_s
         for recipient in recipients:
             key = affinity.key(self.binding.identity.client, self.sender, recipient.path)
-            affinity.remember(key, backend.key, until_s)
+            affinity.remember(key, backend.key, until_s, once=once)
 
     def data(self, slot: ReplySlot) -> None:
         """DATA, after every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
@@ -685,7 +685,9 @@ class Transaction:
         self._phase = Phase.FINAL
         self._reporter.attempt_failed(attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail)
         self._leave(closing=True)
-        self._come_again([r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s)
+        self._come_again(
+            [r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s, once=True
+        )
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )

@@ -27,7 +27,7 @@ class Affinity:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._entries: dict[bytes, tuple[BackendKey, float]] = {}
+        self._entries: dict[bytes, tuple[BackendKey, float, bool]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -43,22 +43,22 @@ class Affinity:
         parts = b"\0".join((net, sender.lower(), recipient.lower()))
         return blake2b(parts, digest_size=12, key=self._secret).digest()
 
-    def remember(self, key: bytes, backend: BackendKey, until_s: float) -> None:
-        """The latest word counts; the oldest entry makes room."""
+    def remember(self, key: bytes, backend: BackendKey, until_s: float, *, once: bool = False) -> None:
+        """The latest word counts; the oldest entry makes room. `once`: for the next transaction only, since a message in
+        doubt is one message, while a greylisting backend knows the three for long."""
         self._entries.pop(key, None)
         if len(self._entries) >= MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
-        self._entries[key] = (backend, until_s)
+        self._entries[key] = (backend, until_s, once)
 
     def recall(self, key: bytes, now: float) -> BackendKey | None:
         found = self._entries.get(key)
         if found is None:
             return None
-        backend, until_s = found
-        if until_s <= now:
+        backend, until_s, once = found
+        if until_s <= now or once:
             del self._entries[key]
-            return None
-        return backend
+        return backend if until_s > now else None
 
     def forget(self, key: bytes) -> None:
         self._entries.pop(key, None)
