@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from smtplb.observe.events import Event
-from smtplb.settings import TrafficSettings
+from smtplb.settings import LogSettings, TrafficSettings
 
 BackendKey = tuple[str, str]  # pool, backend
 
@@ -49,6 +49,17 @@ class BackendStanding:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """The first message to a worker process: descriptors that were handed down to it, and where its log lines go."""
+
+    number: int
+    workers: int
+    listeners: dict[str, list[int]]  # bound and listening sockets
+    scoreboard: int
+    log: LogSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that decides where a transaction may go. Replaces the snapshot before it as a whole.
 
@@ -80,6 +91,16 @@ class DrainSessions:
 @dataclass(frozen=True, slots=True)
 class SessionsDrained:
     ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendsAnswered:
+    """How many attempts each backend answered to the end since the last such message, be it with a refusal.
+
+    Sent before a BackendBlamed that follows them, so that "in a row" means the same on both sides.
+    """
+
+    counts: dict[BackendKey, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +209,4 @@ class ReloadCertificates:
 
 
 ToWorker = Snapshot | ReloadCertificates | StopAccepting | DrainSessions | ReportRequest
-FromWorker = WorkerReport | SessionsDrained | Event
+FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | Event

@@ -403,5 +403,6 @@ class Settings:
     probes_bind: Address | None = None
     log: LogSettings = field(default_factory=LogSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
+    workers: int = 1  # processes that carry mail; 1: this one does
     sha256: str = ""  # of the files it came from, hexadecimal; "" when it came from none
     source: str = ""  # the file, as it was named

@@ -199,7 +199,7 @@ def _back_tls(backend: BackendSettings) -> str:
         return "no TLS"
     if tls.mode is BackTlsMode.OPPORTUNISTIC:
         return "TLS where offered"
-    return f"TLS {tls.mode}, {'verified' if tls.verify else 'NOT verified'}"
+    return f"TLS {tls.mode} ({'verified' if tls.verify else 'NOT verified'})"
 
 
 # The relay question.

@@ -20,6 +20,7 @@ from smtplb.config.errors import quote
 from smtplb.config.networks import networks
 from smtplb.config.scalars import boolean, positive_size, text
 from smtplb.config.section import Section, as_list, context_of
+from smtplb.config.tree import Path
 from smtplb.settings import Condition, Domains, Network
 
 MAX_DOMAIN_CHARS = 253  # RFC 1035 2.3.4: 255 octets on the wire
@@ -135,6 +136,15 @@ def to_condition(when: When) -> Condition:
         size_over_bytes=when.size_over_bytes,
         negated=None if when.negated is None else to_condition(when.negated),
     )
+
+
+def with_negated(path: Path, condition: When) -> list[tuple[Path, When]]:
+    """A condition and what its `not` holds, each with its path."""
+    found = [(path, condition)]
+    while condition.negated is not None:
+        path, condition = (*path, "not"), condition.negated
+        found.append((path, condition))
+    return found
 
 
 def anyone() -> list[Any]:

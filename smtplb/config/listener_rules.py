@@ -14,7 +14,7 @@ from smtplb.config.addresses import is_loopback
 from smtplb.config.checker import Checker
 from smtplb.config.conditions import When
 from smtplb.config.networks import wholly_covered
-from smtplb.config.relay_guard import accept_items
+from smtplb.config.relay_guard import accept_items, whence
 from smtplb.config.routes import facts_of_transaction
 from smtplb.config.targets import Targets
 from smtplb.config.tree import Path
@@ -79,7 +79,7 @@ def _judge_auth_without_tls(checker: Checker, path: Path, listener: ListenerSett
     mode = listener.tls.mode
     if not listener.auth_without_tls:
         if mode is FrontTlsMode.OFF:
-            also = "" if public else ", or auth_without_tls: true since only this host can connect"
+            also = "" if whence(listener) else ", or auth_without_tls: true since only this host can connect"
             message = "passwords are asked for under TLS only, and TLS is off here: write tls: {mode: "
             checker.fault((*path, "auth"), f"{message}starttls-required, ...}}{also}")
     elif public:
@@ -112,6 +112,6 @@ def judge_facts(checker: Checker, path: Path, listener: ListenerSettings, condit
 
 
 def judge_other_route(checker: Checker, path: Path, route: RouteSettings | None) -> None:
-    if checker.wrote((*path, "other_route")) and route is None and checker.is_sound((*path, "to")):
-        message = "no effect: `to` is not a route, so all recipients go the same way"
-        checker.fault((*path, "other_route"), message, of_key=True)
+    key = (*path, "other_route")
+    if route is None and checker.wrote(key) and checker.is_sound(key) and checker.is_sound((*path, "to")):
+        checker.fault(key, "no effect: `to` is not a route, so all recipients go the same way", of_key=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from smtplb.config.addresses import is_loopback
 from smtplb.config.checker import Checker
-from smtplb.config.conditions import When, joined_networks
+from smtplb.config.conditions import When, joined_networks, with_negated
 from smtplb.config.networks import wholly_covered
 from smtplb.config.schema import ANYONE
 from smtplb.config.tree import Path
@@ -73,7 +73,7 @@ def judge_accept(checker: Checker, path: Path, conditions: Sequence[When], *, ne
     if checker.text_at(path) == ANYONE:
         return
     for item, condition in zip(accept_items(checker, path), conditions, strict=True):
-        for where, part in _with_negated(item, condition):
+        for where, part in with_negated(item, condition):
             if not part.model_fields_set:
                 checker.fault(where, f"names no fact: write one, such as {EXAMPLE}")
         if needed and condition.model_fields_set and not _restricts(condition):
@@ -93,11 +93,3 @@ def _restricts(condition: When) -> bool:
     if condition.recipient is not None or condition.recipient_domain is not None or condition.auth:
         return True
     return condition.client is not None and not wholly_covered(joined_networks(condition.client))
-
-
-def _with_negated(path: Path, condition: When) -> list[tuple[Path, When]]:
-    found = [(path, condition)]
-    while condition.negated is not None:
-        path, condition = (*path, "not"), condition.negated
-        found.append((path, condition))
-    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from smtplb.config.checker import Checker
-from smtplb.config.conditions import to_condition
+from smtplb.config.conditions import to_condition, with_negated
 from smtplb.config.errors import quote
 from smtplb.config.groups import no_such
 from smtplb.config.networks import wholly_covered
@@ -75,8 +75,9 @@ def _read_rule(
         checker.fault((*path, "refuse"), "beside `to`: a rule has one of them", of_key=True)
     elif checker.is_mapping(path) and not wrote_to and not wrote_refuse:
         checker.reject(path, f"decides nothing: write to: POOL, or refuse: {REFUSE_EXAMPLE}")
-    if section.when is not None and not section.when.model_fields_set:
-        checker.reject((*path, "when"), "names no fact: write one, or leave `when` out of the last rule")
+    for where, part in with_negated((*path, "when"), section.when) if section.when is not None else ():
+        if not part.model_fields_set:
+            checker.reject(where, "names no fact: write one, or leave `when` out of the last rule")
     when = None if section.when is None else to_condition(section.when)
     return Rule(when=when, target=section.to, refuse=section.refuse)
 

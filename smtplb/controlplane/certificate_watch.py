@@ -74,12 +74,12 @@ class _Pair(_Watched):
 
     def read(self) -> float:
         certificate, key = Path(self.pair.certificate), Path(self.pair.key)
-        pem.certificates(certificate)
-        pem.key(key)
+        pem.authorities(certificate)
+        read_pem(key, secret=True)
         if (why := pem.why_no_pair(str(certificate), str(key))) is not None:
             raise UnreadableError(why)
         if self._client_ca is not None:
-            pem.certificates(Path(self._client_ca))
+            pem.authorities(Path(self._client_ca))
         try:
             return not_after(first_in_pem(read_pem(certificate).decode("latin-1")))
         except ValueError as error:
@@ -94,7 +94,7 @@ class _Authorities(_Watched):
         self.path = Path(path)
 
     def read(self) -> None:
-        pem.certificates(self.path)
+        pem.authorities(self.path)
 
 
 class CertificateWatch:

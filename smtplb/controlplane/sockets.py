@@ -33,7 +33,10 @@ class ListeningSockets:
     @property
     def bound(self) -> dict[str, list[Address]]:
         """Real addresses: port 0 has become a port."""
-        return {name: [_address_of(sock) for sock in socks] for name, socks in self.by_listener.items()}
+        return {
+            name: list(dict.fromkeys(_address_of(sock) for sock in socks))
+            for name, socks in self.by_listener.items()
+        }
 
     def close(self) -> None:
         for socks in self.by_listener.values():
@@ -48,24 +51,32 @@ class ListeningSockets:
                 pass
         self._paths.clear()
 
-    def _bind(self, listener: str, bind: Address) -> None:
+    def _bind(self, listener: str, bind: Address, copies: int) -> None:
         socks = self.by_listener.setdefault(listener, [])
         if bind.path is not None:
             _remove_stale(bind.path)
-            socks.append(_bound_socket(socket.AF_UNIX, bind.path))
+            one = _bound_socket(socket.AF_UNIX, bind.path)
             self._paths.append((bind.path, os.stat(bind.path).st_ino))
+            # Unix sockets know no SO_REUSEPORT: the workers share one queue.
+            socks += [one, *(one.dup() for _ in range(copies - 1))]
             return
         found = socket.getaddrinfo(
             bind.host or "0.0.0.0", bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        socks += [_bound_socket(family, where) for family, _, _, _, where in dict.fromkeys(found)]
+        for family, _, _, _, where in dict.fromkeys(found):
+            first = _bound_socket(family, where, shared=copies > 1)
+            socks.append(first)
+            # A shared queue would starve some workers of long sessions; the kernel spreads over one each.
+            socks += [_bound_socket(family, first.getsockname(), shared=True) for _ in range(copies - 1)]
 
 
-def _bound_socket(family: int, where: Any) -> socket.socket:
+def _bound_socket(family: int, where: Any, *, shared: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # [::]:25 beside 0.0.0.0:25, and no client shows up as ::ffff:192.0.2.1.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -76,16 +87,16 @@ def _bound_socket(family: int, where: Any) -> socket.socket:
     return sock
 
 
-def bind_listeners(listeners: Iterable[ListenerSettings]) -> ListeningSockets:
+def bind_listeners(listeners: Iterable[ListenerSettings], *, copies: int = 1) -> ListeningSockets:
     """Bind every address of every listener, then listen on all: clients queue from then on. BindError if
-    any fails.
+    any fails. `copies`: one socket of each address for each worker, side by side in the lists.
     """
     sockets = ListeningSockets()
     listeners = list(listeners)
     for listener in listeners:
         for bind in listener.binds:
             try:
-                sockets._bind(listener.name, bind)
+                sockets._bind(listener.name, bind, copies)
             except OSError as error:
                 if _only_half_missing(listener, bind, error):
                     continue

@@ -21,15 +21,17 @@ from random import random
 
 from smtplb.controlplane import problems as trouble
 from smtplb.controlplane.certificate_watch import CertificateWatch
-from smtplb.controlplane.link import LocalLink, OpenLink, WorkerLink
+from smtplb.controlplane.link import OpenLink, WorkerLink
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.prober import Prober
+from smtplb.controlplane.process_link import link_for
 from smtplb.controlplane.registry import Registry
 from smtplb.controlplane.sockets import BindError, ListeningSockets, bind_listeners
 from smtplb.controlplane.views import GroupView, ListenerView, PoolView, ReadinessView, StatusView
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.messages import (
     BackendKey,
+    BackendsAnswered,
     DrainSessions,
     FromWorker,
     ReloadCertificates,
@@ -75,10 +77,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, *, emit: Callable[[Event], None], open_link: OpenLink = LocalLink
+        self, settings: Settings, *, emit: Callable[[Event], None], open_link: OpenLink | None = None
     ) -> None:
         self.settings = settings
         self.emit = emit
+        if open_link is None:
+            open_link = link_for(settings)
         self._open_link = open_link
         self.bound: dict[str, list[Address]] = {}
         self._started_at = time.time()
@@ -124,7 +128,7 @@ class Supervisor:
         if self._sockets is not None:
             raise AssertionError("started twice")
         loop = asyncio.get_running_loop()
-        self._sockets = bind_listeners(self.settings.traffic.listeners)
+        self._sockets = bind_listeners(self.settings.traffic.listeners, copies=self.settings.workers)
         try:
             self.bound = self._sockets.bound
             self._link = self._open_link(loop, self._sockets.by_listener, self._from_worker)
@@ -366,6 +370,8 @@ class Supervisor:
                 future.set_result(message)
         elif isinstance(message, SessionsDrained):
             self._drained.set()
+        elif isinstance(message, BackendsAnswered):
+            pass
         else:
             self.emit(message)
 

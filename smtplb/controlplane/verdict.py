@@ -19,7 +19,7 @@ from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.observe.events import Phase
 from smtplb.policy.outcome import Reason
-from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel
+from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel, IdentityMode
 from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Reply
 
@@ -42,6 +42,10 @@ _TEXTS: dict[tuple[Reason, Phase], str] = {
     (Reason.GARBLED, Phase.GREETING): "the greeting is not SMTP: {detail}",
     (Reason.GARBLED, Phase.HELLO): "the answer to {hello} is not SMTP: {detail}",
 }
+_PROXY_MODES = (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
+# How the header is answered where it is read as commands: v1 is one unknown command, v2 begins with empty
+# lines and QUIT (specification 2.2).
+_TO_A_COMMAND = frozenset({221, 500, 501, 502, 503, 504})
 _OPENSSL_NAME = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+\Z")  # CERTIFICATE_VERIFY_FAILED
 
 
@@ -108,6 +112,9 @@ def printable(words: bytes) -> str:
 
 def ready(settings: BackendSettings, connection: ProbeConnection, duration_s: float) -> CheckResult:
     """It came up, TLS and identity included."""
+    if settings.identity in _PROXY_MODES and not connection.offered.keywords:
+        # EHLO was refused and HELO taken: in truth the header was refused, and every answer is one late.
+        return _no_proxy(duration_s)
     reached = {
         CheckLevel.TCP: None,
         CheckLevel.BANNER: connection.greeted,
@@ -125,11 +132,26 @@ def failed(
         hello = connection.answered
         seen = _seen(connection) if hello is not None and hello.code == 250 else None
         return CheckResult(False, f"identity: {printable(failure.detail)}", duration_s, False, seen)
+    if settings.identity in _PROXY_MODES and _reads_header_as_command(connection, failure):
+        return _no_proxy(duration_s)
     level = settings.check.level
     if failure.phase in _PASSED_IF_FAILED_IN[level]:
         greeting = connection.greeted if level is CheckLevel.BANNER else None
         return CheckResult(True, printable(greeting.text_line()) if greeting else "connected", duration_s)
     return CheckResult(False, _words(settings, failure, duration_s), duration_s)
+
+
+def _reads_header_as_command(connection: ProbeConnection, failure: Failure) -> bool:
+    """It greeted, and then said something that answers neither the greeting's end nor EHLO."""
+    if connection.greeted is None or connection.greeted.code != 220:
+        return False
+    if failure.reply is not None:
+        return failure.reply.code in _TO_A_COMMAND
+    return failure.reason is Reason.GARBLED
+
+
+def _no_proxy(duration_s: float) -> CheckResult:
+    return CheckResult(False, "identity: does not take the PROXY header", duration_s, identity=False)
 
 
 def _words(settings: BackendSettings, failure: Failure, duration_s: float) -> str:

@@ -14,6 +14,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.runtime import Runtime
+from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
 from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
@@ -46,6 +47,7 @@ class Backend:
         "_resetting",
         "_runtime",
         "_seekers",
+        "_shared",
         "attempts",
         "budget",
         "final_s",
@@ -59,8 +61,16 @@ class Backend:
         "standing",
     )
 
-    def __init__(self, runtime: Runtime, settings: BackendSettings, pool: PoolSettings) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: BackendSettings,
+        pool: PoolSettings,
+        scoreboard: Scoreboard | None = None,
+    ) -> None:
         self._runtime = runtime
+        # Shared with other workers; None: there are none.
+        self._shared = scoreboard.view(settings.key) if scoreboard is not None else None
         self.settings = settings
         self.budget = pool.budget
         self.per_session = pool.balance_per is BalancePer.SESSION
@@ -92,8 +102,9 @@ class Backend:
 
     @property
     def in_flight(self) -> int:
-        """Attempts under way, those that wait for a connection included."""
-        return len(self._leased) + len(self._seekers)
+        """Attempts under way, those that wait for a connection included; other workers' too."""
+        own = len(self._leased) + len(self._seekers)
+        return own if self._shared is None else own + self._shared.in_flight_elsewhere
 
     @property
     def verifies_tls(self) -> bool:
@@ -111,7 +122,7 @@ class Backend:
         return bool(size_bytes and limit.isdigit() and 0 < int(limit) < size_bytes)
 
     @property
-    def _count(self) -> int:
+    def connections(self) -> int:
         """Every connection that the backend sees, those that are ending included."""
         return (
             len(self._connecting)
@@ -127,7 +138,7 @@ class Backend:
         limit = self.settings.max_connections
         if limit is None or binding.kept.get(self) is not None:
             return True
-        spare = limit - self._count + len(self._idle) + len(self._bound) + len(self._connecting)
+        spare = limit - self._connections_of_all + len(self._idle) + len(self._bound) + len(self._connecting)
         return spare > len(self._seekers)
 
     # -- leases ------------------------------------------------------------------------------------
@@ -143,12 +154,13 @@ class Backend:
         self._seekers.append(seeker)
         self._make_room()
         self._open_for_seekers()
+        self._share()
         return None
 
     def _make_room(self) -> None:
         """At the limit, an idle connection that this seeker cannot use ends for its sake."""
         limit = self.settings.max_connections
-        if limit is None or self._count < limit:
+        if limit is None or self._connections_of_all < limit:
             return
         if self._idle:
             self.retire(self._idle[0])
@@ -171,6 +183,7 @@ class Backend:
     def cancel(self, seeker: Seeker) -> None:
         """The seeker no longer wants a connection. One that is coming up for it is kept."""
         self._seekers.remove(seeker)
+        self._share()
 
     def release(self, connection: Connection) -> None:
         """The holder is done and the connection is well; what is still due on it is swallowed, an open transaction reset."""
@@ -229,7 +242,7 @@ class Backend:
         return BackendReport(
             pool=self.settings.pool,
             backend=self.settings.name,
-            in_flight=self.in_flight,
+            in_flight=len(self._leased) + len(self._seekers),
             idle=len(self._idle) + len(self._bound),
             leased=len(self._leased),
             connecting=len(self._connecting),
@@ -337,9 +350,37 @@ class Backend:
         if self.on_room is not None:
             self.on_room()
 
+    @property
+    def _connections_of_all(self) -> int:
+        own = self.connections
+        return own if self._shared is None else own + self._shared.connections_elsewhere
+
     def _below_limit(self) -> bool:
+        """One more connection may be opened. Among workers: add first, then look, and undo if it was too many."""
         limit = self.settings.max_connections
-        return limit is None or self._count < limit
+        shared = self._shared
+        if limit is None:
+            return True
+        if shared is None:
+            return self.connections < limit
+        shared.set_connections(self.connections + 1)
+        allowed = self._connections_of_all < limit
+        if not allowed:
+            shared.set_connections(self.connections)
+        return allowed
+
+    def look_for_room(self) -> bool:
+        """Another worker may have left some. True while somebody waits here."""
+        if self._seekers:
+            self._open_for_seekers()
+        return bool(self._seekers)
+
+    def _share(self) -> None:
+        """What other workers have to know of this one."""
+        shared = self._shared
+        if shared is not None:
+            shared.set_connections(self.connections)
+            shared.set_in_flight(len(self._leased) + len(self._seekers))
 
     def _open(self, binding: Binding | None) -> None:
         runtime = self._runtime
@@ -353,6 +394,7 @@ class Backend:
         )
         self._connecting.add(connection)
         connection.open(runtime.loop)
+        self._share()
 
     def _unbind(self, connection: Connection) -> None:
         binding = connection.binding
@@ -369,6 +411,7 @@ class Backend:
             container.append(connection)
         else:
             container.add(connection)
+        self._share()
 
     def _container(self, state: State) -> set[Connection] | list[Connection]:
         match state:
@@ -388,6 +431,10 @@ class Backend:
 
     def _forget(self, connection: Connection) -> None:
         self._unbind(connection)
+        self._remove(connection)
+        self._share()
+
+    def _remove(self, connection: Connection) -> None:
         for container in (self._connecting, self._bound, self._leased, self._resetting, self._quitting):
             container.discard(connection)
         if connection in self._idle:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.runtime import Runtime
+from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.messages import BackendKey, BackendStanding, Histogram, PoolReport
 from smtplb.policy.balance import Balancer, balancer
 from smtplb.settings import PoolSettings
@@ -31,10 +32,18 @@ class Pool:
         "settings",
     )
 
-    def __init__(self, runtime: Runtime, settings: PoolSettings, on_room: Callable[[Pool], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: PoolSettings,
+        on_room: Callable[[Pool], None],
+        scoreboard: Scoreboard | None = None,
+    ) -> None:
         self._runtime = runtime
         self.settings = settings
-        self.backends: dict[str, Backend] = {b.name: Backend(runtime, b, settings) for b in settings.backends}
+        self.backends: dict[str, Backend] = {
+            b.name: Backend(runtime, b, settings, scoreboard) for b in settings.backends
+        }
         self.limited = any(b.max_connections is not None for b in settings.backends)
         if self.limited:
             for backend in self.backends.values():

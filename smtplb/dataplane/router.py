@@ -13,6 +13,7 @@ from collections.abc import Collection
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.pool import Pool
 from smtplb.dataplane.runtime import Runtime
+from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.waiting import Queue
 from smtplb.messages import BackendKey, Snapshot
 from smtplb.observe.events import Phase
@@ -152,10 +153,11 @@ class Route:
 class Router:
     """All targets by name."""
 
-    __slots__ = ("_runtime", "affinity", "generation", "pools", "routes", "targets")
+    __slots__ = ("_runtime", "_scoreboard", "affinity", "generation", "pools", "routes", "targets")
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, scoreboard: Scoreboard | None = None) -> None:
         self._runtime = runtime
+        self._scoreboard = scoreboard
         self.pools: dict[str, Pool] = {}
         self.targets: dict[str, Target] = {}
         self.routes: dict[str, Route] = {}
@@ -166,7 +168,7 @@ class Router:
         """Take a snapshot. Pools are made at the first one; later ones change standings and shares."""
         for settings in snapshot.traffic.pools:
             if settings.name not in self.pools:
-                self.pools[settings.name] = Pool(self._runtime, settings, self._room_in)
+                self.pools[settings.name] = Pool(self._runtime, settings, self._room_in, self._scoreboard)
             self.pools[settings.name].apply(snapshot.standings)
         for name, pool in self.pools.items():
             self._target(name).apply([(pool, 1)])
@@ -187,6 +189,17 @@ class Router:
             if len(target.queue) and pool in target.pools:
                 target.queue.serve()
 
+    def look_for_room(self) -> bool:
+        """Among workers: serve who waits, if there is room now. True while somebody waits."""
+        waiting = False
+        for pool in self.pools.values():
+            for backend in pool.backends.values():
+                waiting = backend.look_for_room() or waiting
+        for target in self.targets.values():
+            target.queue.serve()
+            waiting = waiting or len(target.queue) > 0
+        return waiting
+
     def reachable(self, name: str) -> list[Target]:
         """Every target that mail to `name` (pool, group or route) can end at."""
         route = self.routes.get(name)
@@ -195,6 +208,16 @@ class Router:
     def decide(self, name: str, facts: Facts) -> Target | RefuseReply:
         route = self.routes.get(name)
         return route.decide(facts) if route is not None else self.targets[name]
+
+    @property
+    def connections(self) -> int:
+        """To all backends, those that are ending included."""
+        return sum(backend.connections for pool in self.pools.values() for backend in pool.backends.values())
+
+    def retire_idle(self) -> None:
+        for pool in self.pools.values():
+            for backend in pool.backends.values():
+                backend.retire_idle()
 
     def lease_waited(self, pool: str, seconds: float) -> None:
         self.pools[pool].lease_wait_s.observe(seconds)

@@ -13,12 +13,15 @@ from collections.abc import Callable
 
 from smtplb.dataplane.certificates import client_context
 from smtplb.dataplane.context import ListenerContext
-from smtplb.dataplane.deadlines import NEVER, Deadlines
+from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router
 from smtplb.dataplane.runtime import Runtime
+from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.messages import (
+    BackendKey,
+    BackendsAnswered,
     DrainSessions,
     FromWorker,
     ReloadCertificates,
@@ -29,8 +32,11 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
-from smtplb.observe.events import Notice
+from smtplb.observe.events import AttemptOutcome, BackendBlamed, Event, Notice
 from smtplb.settings import TrafficSettings
+
+PULSE_S = 0.5  # how often the control plane hears of answered attempts
+QUITTING_WITHIN_S = 5.0  # on stop, for backends to answer QUIT
 
 
 class Worker:
@@ -42,16 +48,21 @@ class Worker:
         deadlines: Deadlines,
         send: Callable[[FromWorker], None],
         sockets: dict[str, list[socket.socket]],
+        scoreboard: Scoreboard | None = None,
     ) -> None:
         self._loop = loop
         self._deadlines = deadlines
         self._send = send
         self._sockets = sockets
+        self._scoreboard = scoreboard
         self._router: Router | None = None
         self._listeners: list[Listener] = []
         self._starting: asyncio.Task[None] | None = None
-        self._drained_told = True
+        self._stopping = False
+        self._answered: dict[BackendKey, int] = {}  # as last told
         self._sessions_to_end = 0
+        self._quitting_until_s: float | None = None  # sessions are gone; backends are being left
+        self._cut_at_s = NEVER
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
@@ -65,18 +76,15 @@ class Worker:
             case ReloadCertificates():
                 self._reload_certificates()
             case StopAccepting():
-                for listener in self._listeners:
-                    listener.stop_accepting()
+                self._stop_accepting()
             case DrainSessions():
                 self._drain(message.within_s)
 
     def close(self) -> None:
         """End everything at once; what was not answered is the client's to repeat."""
         self._deadlines.disarm(self)
-        if self._starting is not None:
-            self._starting.cancel()
+        self._stop_accepting()
         for listener in self._listeners:
-            listener.stop_accepting()
             for session in list(listener.sessions):
                 session.abort()
         if self._router is not None:
@@ -95,12 +103,12 @@ class Worker:
         runtime = Runtime(
             self._loop,
             self._deadlines,
-            self._send,
+            self._emit,
             hello=traffic.hostname.encode("ascii"),
             session_prefix=secrets.token_hex(3) + "-",
         )
         self._runtime = runtime
-        self._router = Router(runtime)
+        self._router = Router(runtime, self._scoreboard)
         return self._router
 
     def _open(self, traffic: TrafficSettings) -> None:
@@ -112,6 +120,7 @@ class Worker:
                 self._tell_problems(context.name, context.certificates.problems)
             self._listeners.append(Listener(context, self._sockets[settings.name]))
         self._starting = self._loop.create_task(self._accept())
+        self._deadlines.set(self, self._deadlines.clock() + PULSE_S)
 
     async def _accept(self) -> None:
         for listener in self._listeners:
@@ -141,27 +150,81 @@ class Worker:
             backends=[backend.report() for pool in pools for backend in pool.backends.values()],
         )
 
+    # -- telling of backends -----------------------------------------------------------------------
+
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, BackendBlamed):
+            self._tell_answered()
+        self._send(event)
+
+    def _tell_answered(self) -> None:
+        """From the counters that are kept anyway: nothing per message."""
+        if self._router is None:
+            return
+        counts: dict[BackendKey, int] = {}
+        for pool in self._router.pools.values():
+            for backend in pool.backends.values():
+                attempts = backend.attempts
+                total = attempts[AttemptOutcome.OK] + attempts[AttemptOutcome.VERDICT]
+                new = total - self._answered.get(backend.key, 0)
+                if new:
+                    self._answered[backend.key] = total
+                    counts[backend.key] = new
+        if counts:
+            self._send(BackendsAnswered(counts))
+
     # -- stopping ----------------------------------------------------------------------------------
+
+    def _stop_accepting(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+        for listener in self._listeners:
+            listener.stop_accepting()
 
     def _drain(self, within_s: float) -> None:
         sessions = [session for listener in self._listeners for session in listener.sessions]
-        self._sessions_to_end = len(sessions)
-        self._drained_told = False
-        for listener in self._listeners:
-            listener.when_empty = self._listener_empty
+        if not self._stopping:
+            self._stopping = True
+            self._sessions_to_end = len(sessions)
+            for listener in self._listeners:
+                listener.when_empty = self._leave_backends
         for session in sessions:
             session.drain()
-        self._deadlines.set(self, self._deadlines.clock() + within_s)
-        self._listener_empty()
+        now = self._deadlines.clock()
+        self._cut_at_s = now + within_s
+        self._deadlines.set(self, now)
+        self._leave_backends()
 
     def deadline_passed(self, now: float) -> None:
-        """The hard end: transactions whose terminator has not left end too (design 4.9)."""
-        for listener in self._listeners:
-            for session in list(listener.sessions):
-                session.cut()
+        self._tell_answered()
+        if now >= self._cut_at_s:
+            # The hard end: transactions whose terminator has not left end too (design 4.9).
+            self._cut_at_s = NEVER
+            for listener in self._listeners:
+                for session in list(listener.sessions):
+                    session.cut()
+        if self._quitting_until_s is not None:
+            self._tell_drained(now)
+        # Room that another worker leaves at a backend shows in the scoreboard only.
+        waiting = self._scoreboard is not None and self._router is not None and self._router.look_for_room()
+        self._deadlines.set(
+            self, now + (TICK_S if waiting or self._quitting_until_s is not None else PULSE_S)
+        )
 
-    def _listener_empty(self) -> None:
-        if not self._drained_told and not any(listener.sessions for listener in self._listeners):
-            self._drained_told = True
-            self._deadlines.disarm(self)
+    def _leave_backends(self) -> None:
+        """Once the last session is gone: QUIT on what is kept, so that no backend logs a lost connection."""
+        if self._quitting_until_s is None and not any(listener.sessions for listener in self._listeners):
+            now = self._deadlines.clock()
+            self._quitting_until_s = now + QUITTING_WITHIN_S
+            if self._router is not None:
+                self._router.retire_idle()
+            self._tell_drained(now)
+
+    def _tell_drained(self, now: float) -> None:
+        assert self._quitting_until_s is not None
+        left = self._router.connections if self._router is not None else 0
+        if not left or now >= self._quitting_until_s:
+            self._quitting_until_s = NEVER  # told; not again
+            self._tell_answered()
             self._send(SessionsDrained(self._sessions_to_end))

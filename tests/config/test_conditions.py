@@ -1,4 +1,4 @@
-"""Networks and conditions: `when` grammar as `accept` uses it."""
+"""Networks and conditions: `when` grammar as `accept` and routes use it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.config.support import (
     keys_of,
     listener_of,
     only_error,
+    route_of,
     settings_of,
     with_listener,
 )
@@ -66,9 +67,16 @@ def test_keys_that_were_not_written_are_none() -> None:
     assert condition_of("client: 10.0.0.0/8") == Condition(client=(ip_network("10.0.0.0/8"),))
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_facts_of_the_session_are_yes_or_no(value: bool) -> None:
+    written = str(value).lower()
+    (rule, _) = route_of(f"{{when: {{tls: {written}, auth: {written}}}, to: p}}, {{to: q}}").rules
+    assert rule.when == Condition(tls=value, auth=value)
+
+
 @pytest.mark.parametrize("key", ["tls", "auth"])
-def test_facts_of_later_versions_are_named_as_such(key: str) -> None:
-    assert accept_error(f"client: 10.0.0.0/8, {key}: true") == "not supported in this version"
+def test_facts_of_the_session_are_no_lists(key: str) -> None:
+    assert "must be true or false" in accept_error(f"client: 10.0.0.0/8, {key}: [true]")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_settings_can_be_handed_to_a_worker() -> None:
         ("probes: {}", "probes.bind", "missing"),
         ("log: {format: json}", "log.format", "must be one of auto, text, ecs"),
         ("log: {destination: syslog}", "log.destination", "a path with a slash"),
-        ("routes: {}", "routes", "not supported in this version"),
+        ("routes: []", "routes", "must be a mapping of names"),
         ("user: smtplb", "user", "not supported in this version"),
         ("listener: []", "listener", "did you mean `listeners`?"),
         ("in_dubt: {}", "in_dubt", "`in_doubt` is meant"),

@@ -31,7 +31,19 @@ listeners:
     bind: ["0.0.0.0:25", "[::]:25", "unix:mx.sock"]
     accept: [{recipient_domain: [example.org, .example.net]}, {client: [all], not: {sender: <>, size_over: 5MiB}}]
     limits: {sessions: unlimited, recipients: 1000, message_size: 50MiB, errors: 20, idle_timeout: 5m}
-    to: site
+    clients: {allow: any, deny: [192.0.2.0/24]}
+    proxy_protocol_from: 10.0.9.1
+    xclient_from: [loopback]
+    tls: {mode: off}
+    other_route: follow
+    greeting_delay: 6s
+    to: inbound
+  - {name: sub, bind: "unix:sub.sock", auth: relay, auth_without_tls: true, to: west}
+routes:
+  inbound:
+    - {when: {recipient_domain: [.lab.example.org], tls: true, auth: false}, to: west}
+    - {when: {client: [inside]}, refuse: "550 5.7.1 not here"}
+    - {to: site}
 groups:
   site: {mode: active-active, pools: [{pool: east, share: 60}, west], failover_below: 50%, failback: {mode: auto}}
 pools:
@@ -41,6 +53,10 @@ pools:
     check: {<<: *check, rise: 3}
     connections: {idle: 32, idle_timeout: 60s, max_age: 4m, max_transactions: 1000}
     budget: {rcpt: "${NOT_SET:-270}s", data: 100s}
+    tls: {mode: required, server_name: mx.test}
+    identity: xclient
+    received: never
+    balance_per: session
   west: {backends: ["[2001:db8::1]:25"], source: "2001:db8::2"}
 admin: {bind: "127.0.0.1:8025", socket: admin.sock}
 probes: {bind: "0.0.0.0:8026"}
@@ -108,6 +124,7 @@ def test_a_lawful_file_with_pieces_cut_out_and_put_in(data: st.DataObject) -> No
 
 WORDS = [
     "p", "g", "a.test:25", "127.0.0.1:25", ":25", "unix:/a", "5s", "1MiB", "50%", "anyone", "any", "<>",
+    "starttls", "relay", "required", "xclient", "550 5.7.1 no", "r",
     "weighted", "active-active", "active-passive", "manual", "off", "unlimited", "a@b.test", ".b.test",
     "none", "postfix", "$$", "",
 ]  # fmt: skip
@@ -141,10 +158,10 @@ def _value(annotation: object) -> st.SearchStrategy[Any]:
         return st.one_of(SCALARS, ANY_VALUE)
     inner: st.SearchStrategy[Any] = st.deferred(lambda: like(section))
     kind = str(annotation)
-    if kind.startswith("dict"):
-        inner = st.dictionaries(st.sampled_from(["p", "g", "P"]), inner, max_size=2)
-    elif "list[" in kind:
+    if "list[" in kind:
         inner = st.lists(inner, max_size=2)
+    if kind.startswith("dict"):
+        inner = st.dictionaries(st.sampled_from(["p", "g", "r", "P"]), inner, max_size=2)
     return st.one_of(inner, inner, inner, SCALARS)
 
 

@@ -1,4 +1,4 @@
-"""`include`: further listeners, groups and pools, each mistake in the file where it stands."""
+"""`include`: further listeners, routes, groups and pools, each mistake in the file where it stands."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def test_included_files_add_listeners_groups_and_pools(tmp_path: Path) -> None:
     assert [group.name for group in traffic.groups] == ["site"]
 
 
+def test_included_files_add_routes(tmp_path: Path) -> None:
+    more = "routes: {r: [{when: {helo: a.test}, to: west}, {to: east}]}\n" + MORE.replace("to: site", "to: r")
+    traffic = loaded(tmp_path, {"lb.yaml": MAIN, "conf.d/a.yaml": more}).traffic
+    assert [route.name for route in traffic.routes] == ["r"]
+    assert errors(tmp_path, {"lb.yaml": MAIN + "routes: {r: [{to: east}]}\n", "conf.d/a.yaml": more}) == [
+        "conf.d/a.yaml:1:10: routes.r: is written twice: also at lb.yaml:6:10"
+    ]
+
+
 def test_a_pattern_may_find_nothing_but_a_name_may_not(tmp_path: Path) -> None:
     assert loaded(tmp_path, {"lb.yaml": MAIN}).traffic.listeners[0].name == "mx"
     main = MAIN.replace("[conf.d/*.yaml]", "conf.d/a.yaml")
@@ -87,7 +96,7 @@ def test_a_mistake_is_shown_in_the_file_where_it_stands(tmp_path: Path) -> None:
     ]
 
 
-def test_only_listeners_groups_and_pools_are_included(tmp_path: Path) -> None:
+def test_only_listeners_routes_groups_and_pools_are_included(tmp_path: Path) -> None:
     more = "include: [x]\nlog: {level: debug}\nx-anchor: {}\n"
     assert [error.split(": ")[0] for error in errors(tmp_path, {"lb.yaml": MAIN, "conf.d/a.yaml": more})] == [
         "conf.d/a.yaml:1:1",

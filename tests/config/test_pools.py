@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from smtplb.settings import (
+    BalancePer,
     BudgetSettings,
     CheckLevel,
     CheckSettings,
     ConnectionSettings,
+    IdentityMode,
     Policy,
+    ReceivedMode,
     TimeoutSettings,
 )
 from tests.config.support import backend_of, errors_of, only_error, pool_of, with_pool
@@ -79,8 +82,10 @@ def test_a_backend_may_be_another_mta_than_its_pool() -> None:
     assert [backend.connections.max_transactions for backend in pool.backends] == [10, 1000]
 
 
-@pytest.mark.parametrize("key", ["policy: weighted", "budget: {rcpt: 9s}", "queue: {length: 1}"])
-def test_policy_budget_and_queue_are_no_keys_of_a_backend(key: str) -> None:
+@pytest.mark.parametrize(
+    "key", ["policy: weighted", "budget: {rcpt: 9s}", "queue: {length: 1}", "balance_per: session"]
+)
+def test_policy_budget_queue_and_balance_are_no_keys_of_a_backend(key: str) -> None:
     error = only_error(with_pool(f'backends: [{{address: "b.test:25", {key}}}]'))
     assert error.key == f"pools.p.backends.b.test:25.{key.split(':')[0]}"
 
@@ -117,7 +122,9 @@ def test_names_of_backends_are_unique_in_their_pool() -> None:
         (f"{ONE}, policy: hash", "pools.p.policy", "not supported in this version"),
         (f"{ONE}, check: {{level: rcpt}}", "pools.p.check.level", "not supported in this version"),
         (f"{ONE}, check: {{recipient: a@b.test}}", "pools.p.check.recipient", "not supported in this version"),
-        (f"{ONE}, identity: xclient", "pools.p.identity", "not supported in this version"),
+        (f"{ONE}, identity: xcleint", "pools.p.identity", "one of none, xforward, xclient, proxy-v1, proxy-v2"),
+        (f"{ONE}, received: maybe", "pools.p.received", "must be one of auto, always, never"),
+        (f"{ONE}, balance_per: message", "pools.p.balance_per", "must be one of transaction, session"),
         (f"{ONE}, max_connections: 80", "pools.p.max_connections", "not supported in this version"),
         (f"{ONE}, slow_strat: 30s", "pools.p.slow_strat", "`slow_start` is meant"),
         (f"{ONE}, backend: []", "pools.p.backend", "did you mean `backends`?"),
@@ -263,8 +270,44 @@ def test_mistakes_in_sources(pool: str, key: str, words: str) -> None:
     assert (error.key, words in error.message) == (key, True)
 
 
-def test_identity_none_may_be_written() -> None:
-    assert errors_of(with_pool(f"{ONE}, identity: none")) == ()
+# Identity.
+
+
+@pytest.mark.parametrize("identity", list(IdentityMode))
+@pytest.mark.parametrize("received", list(ReceivedMode))
+def test_identity_and_received_reach_the_settings(identity: IdentityMode, received: ReceivedMode) -> None:
+    backend = pool_of(f"{ONE}, identity: {identity}, received: {received}").backends[0]
+    assert (backend.identity, backend.received) == (identity, received)
+
+
+def test_identity_and_received_are_those_of_the_most_specific_layer() -> None:
+    pool = pool_of(
+        'identity: xclient, backends: ["a.test:25", {address: "b.test:25", identity: none, received: never}]',
+        before="defaults: {pool: {identity: proxy-v1, received: always}}",
+    )
+    assert [(backend.identity, backend.received) for backend in pool.backends] == [
+        (IdentityMode.XCLIENT, ReceivedMode.ALWAYS),
+        (IdentityMode.NONE, ReceivedMode.NEVER),
+    ]
+
+
+@pytest.mark.parametrize("mta", ["postfix", "exim", "sendmail", "exchange"])
+def test_no_preset_changes_who_backends_believe_to_see(mta: str) -> None:
+    assert pool_of(f"{ONE}, mta: {mta}").backends[0].identity is IdentityMode.NONE
+
+
+def test_a_session_stays_where_its_identity_was_told() -> None:
+    one_tells = 'backends: ["a.test:25", {address: "b.test:25", identity: proxy-v2}]'
+    assert pool_of(one_tells).balance_per is BalancePer.SESSION
+    assert pool_of(f"{ONE}, identity: xforward").balance_per is BalancePer.TRANSACTION
+
+
+def test_how_often_a_backend_is_chosen_may_be_written() -> None:
+    assert (
+        pool_of(f"{ONE}, identity: xclient, balance_per: transaction").balance_per is BalancePer.TRANSACTION
+    )
+    before = "defaults: {pool: {balance_per: session}}"
+    assert pool_of(ONE, before).balance_per is BalancePer.SESSION
 
 
 def test_a_pool_is_called_by_a_name() -> None:

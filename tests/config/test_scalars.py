@@ -13,6 +13,7 @@ from smtplb.config.scalars import (
     MAX_DURATION_S,
     choice,
     duration,
+    duration_to,
     format_duration,
     format_size,
     hostname,
@@ -29,7 +30,7 @@ from smtplb.settings import Policy
 
 ANYTHING = st.one_of(st.text(), st.integers(), st.booleans(), st.lists(st.text(), max_size=2), st.none())
 READERS: list[Callable[[object], object]] = [
-    duration, positive_duration, size, positive_size, percent, whole(0, 9), or_unlimited(whole(1, 9)),
+    duration, positive_duration, duration_to(60.0), size, positive_size, percent, whole(0, 9), or_unlimited(whole(1, 9)),
     text, name, hostname, choice(Policy),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from smtplb.cli.validate import describe, validate
 from smtplb.settings import Condition, Domains
-from tests.config.support import SMALLEST
+from tests.config.support import SMALLEST, with_route, write_files_named_in
 
 PUBLIC = """\
 hostname: lb1.example.net
@@ -28,8 +28,42 @@ pools:
   east:
     policy: weighted
     backends: [{name: mx1, address: "10.0.0.1:25", weight: 2}, {address: "10.0.0.2:25", backup: true}]
-  west: {backends: ["10.1.0.1:25"], check: {level: off}}
+  west: {backends: ["127.0.0.1:25"], check: {level: off}}
   spare: {backends: ["10.2.0.1:25"]}
+"""
+
+ROUTED = """\
+hostname: lb1.example.net
+listeners:
+  - name: mx
+    bind: ":25"
+    to: inbound
+    tls: {mode: starttls, certificates: {certificate: mx.pem, key: mx.key}}
+    proxy_protocol_from: 10.0.9.1
+    xclient_from: 10.0.9.2
+    clients: {deny: 192.0.2.0/24}
+    accept: {recipient_domain: example.org}
+  - name: submission
+    bind: ["192.0.2.1:587", "unix:/run/sub"]
+    to: told
+    auth: relay
+    tls:
+      mode: starttls-required
+      min: TLS1.3
+      certificates: {certificate: mx.pem, key: mx.key}
+      client_certificates: optional
+      client_ca: ca.pem
+  - {name: local, bind: "127.0.0.1:26", auth: relay, auth_without_tls: true, to: told, clients: {allow: loopback}}
+routes:
+  inbound:
+    - {when: {recipient_domain: lab.test, tls: true}, to: lab}
+    - {when: {recipient_domain: old.test}, refuse: "550 5.1.2 gone"}
+    - {to: site}
+groups:
+  site: {mode: active-active, pools: [{pool: told, share: 60}, {pool: lab, share: 40}]}
+pools:
+  lab: {backends: ["10.0.0.1:25", {address: "10.0.0.2:25", tls: {mode: implicit, verify: false}}]}
+  told: {identity: xclient, tls: {mode: required}, backends: ["10.0.0.3:25"]}
 """
 
 
@@ -48,20 +82,80 @@ def test_a_good_file_is_summed_up_and_the_relay_question_answered(tmp_path: Path
 {path}: fine. 2 listeners, 3 pools, 4 backends; this host is lb1.example.net
 
 listener mx: 0.0.0.0:25, [::]:25
+  no TLS
   to group site, active-passive; load goes on below 50%, back by hand
-    pool east: 2 backends (1 backup), weighted, check ehlo every 10s
-    pool west: 1 backend, round-robin, no checks
+    pool east: 2 backends (1 backup), weighted, check ehlo every 10s, TLS where offered, identity none
+    pool west: 1 backend, round-robin, no checks, no TLS, identity none
   mail is taken
     if the recipient is in example.org, any subdomain of example.org
     if the client is in 10.0.0.0/8, fd00::/8 and not (the sender is <>)
 
 listener open: 192.0.2.1:26
-  to pool east: 2 backends (1 backup), weighted, check ehlo every 10s
+  no TLS
+  to pool east: 2 backends (1 backup), weighted, check ehlo every 10s, TLS where offered, identity none
   mail is taken from ANYONE, for anywhere (accept: anyone): the backends must refuse to relay
 
 reached by no listener: pool spare
 """
     )
+
+
+def test_tls_fronts_routes_and_identities_are_in_the_summary(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(ROUTED)
+    write_files_named_in(ROUTED, tmp_path)
+    result = run(str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    lab = (
+        "pool lab: 2 backends, round-robin, check ehlo every 10s, "
+        "TLS where offered / TLS implicit (NOT verified), identity none"
+    )
+    told = (
+        "pool told: 1 backend, round-robin, one backend a session, check ehlo every 10s, "
+        "TLS required (verified), identity xclient"
+    )
+    assert (
+        result.stdout.partition("\n\n")[2]
+        == f"""\
+listener mx: 0.0.0.0:25, [::]:25
+  TLS: starttls, TLS1.2 or later, {tmp_path}/mx.pem
+  no clients in 192.0.2.0/24
+  clients are as 10.0.9.1/32 says with PROXY
+  clients are as 10.0.9.2/32 says with XCLIENT
+  to route inbound
+    if the recipient is in lab.test and TLS is on: {lab}
+    if the recipient is in old.test: refused, 550 5.1.2 gone
+    else: group site, active-active; load goes on below 50%, back after 1m
+      {told} (share 60)
+      {lab} (share 40)
+    recipients of a message whose way is another are deferred with 452 (other_route: defer)
+  mail is taken
+    if the recipient is in example.org
+
+listener submission: 192.0.2.1:587, unix:/run/sub
+  TLS: starttls-required, TLS1.3 or later, client certificates optional, {tmp_path}/mx.pem
+  AUTH by the backends
+  to {told}
+  mail is taken from anyone: the backends see each client and decide (identity)
+
+listener local: 127.0.0.1:26
+  no TLS
+  AUTH by the backends, also without TLS
+  only clients in 127.0.0.0/8, ::1/128
+  to {told}
+  mail is taken from this host only: no other can connect
+"""
+    )
+
+
+def test_what_follows_the_first_recipient_is_in_the_summary(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(with_route("{when: {helo: a.test}, to: q}, {to: p}", 'bind: "127.0.0.1:587", to: r'))
+    assert "go along with the first (other_route: follow)" in run(str(path)).stdout
+    path.write_text(with_route('{when: {helo: a.test}, refuse: "550 5.7.1 no"}, {to: p}'))
+    assert "other_route" not in run(str(path)).stdout
+    path.write_text(with_route("{to: p}"))
+    assert "\n    pool p: 1 backend" in run(str(path)).stdout
 
 
 def test_without_accept_only_this_host_may_send(tmp_path: Path) -> None:
@@ -118,6 +212,8 @@ def test_the_default_file_is_named_in_the_help() -> None:
             "the sender is in any subdomain of b.test and the sender is <>, a@b.test",
         ),
         (Condition(recipient=frozenset({"a@b.test"})), "the recipient is a@b.test"),
+        (Condition(tls=True, auth=True), "TLS is on and the client is authenticated"),
+        (Condition(tls=False, auth=False), "TLS is off and the client is not authenticated"),
     ],
 )
 def test_conditions_in_words(condition: Condition, words: str) -> None:

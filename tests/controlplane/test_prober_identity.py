@@ -138,6 +138,26 @@ class TestIdentity:
         async with probed(script, identity=IdentityMode.PROXY_V2) as it:
             assert (await it.result())[0]
 
+    @pytest.mark.parametrize("mode", [IdentityMode.PROXY_V1, IdentityMode.PROXY_V2])
+    @pytest.mark.parametrize("level", LEVELS)
+    @pytest.mark.parametrize("at_once", [True, False], ids=["with the greeting", "before the answer to EHLO"])
+    async def test_a_backend_that_reads_the_header_as_a_command_lacks_it(
+        self, mode: IdentityMode, level: CheckLevel, at_once: bool
+    ) -> None:
+        async def script(client: Conversation) -> None:
+            refusal = "221 bye\r\n" if mode is IdentityMode.PROXY_V2 else "502 what?\r\n"
+            await client.say("220 mx1.test\r\n" + (refusal if at_once else ""))
+            if not at_once:
+                while not (await client.hear()).endswith("EHLO lb1.test"):
+                    pass
+                await client.say(refusal)
+            await client.say("250-mx1.test\r\n250 DSN\r\n")
+            await client.octets(100_000)
+
+        async with probed(script, level, identity=mode) as it:
+            assert await it.result() == (False, "identity: does not take the PROXY header")
+            assert it.last.identity is False
+
 
 class TestTls:
     async def test_required_and_verified_passes_and_tells_version_and_end_of_the_certificate(
