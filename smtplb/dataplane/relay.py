@@ -38,6 +38,7 @@ class Relay:
         "_reader",
         "_replay",
         "_stuffer",
+        "_unsent",
         "caught_up",
         "chunked",
         "connection",
@@ -50,6 +51,7 @@ class Relay:
         self._replay = ReplayBuffer(budget)
         self._stuffer: DotStuffer | None = None  # of the present attempt: chunks go out as DATA
         self._pending_trace = trace.line if trace is not None else b""
+        self._unsent: list[bytes] = []  # pieces of this turn
         self.trace = trace
         self.chunked = chunked
         self.connection: Connection | None = None
@@ -138,6 +140,7 @@ class Relay:
     def detach(self) -> None:
         """The attempt is over; what follows is only kept."""
         self.connection = None
+        self._unsent.clear()
 
     def forgo_replay(self) -> None:
         """Nothing will be replayed: give the memory back."""
@@ -149,10 +152,23 @@ class Relay:
             self._write(batch)
 
     def send(self, piece: bytes) -> None:
-        """Pass a piece on, or only keep it while there is no backend or it is still being caught up with."""
+        """Pass a piece on with flush(), or only keep it while there is no backend or it is still being caught up with."""
         self._replay.keep(piece)
         if self.connection is not None and piece and self.caught_up:
-            self._write(piece)
+            self._unsent.append(piece)
+
+    def flush(self) -> None:
+        """The turn is over: its pieces leave in one write, and as one chunk where they go as chunks."""
+        if self._unsent:
+            self._write(self._taken(b""))
+
+    def _taken(self, last: bytes) -> bytes:
+        """The pieces of this turn and `last`."""
+        if not self._unsent:
+            return last
+        pieces = [*self._unsent, last]
+        self._unsent.clear()
+        return b"".join(pieces)
 
     def keep(self, piece: bytes) -> None:
         """Only keep it: the end of the message goes by finish()."""
@@ -173,6 +189,7 @@ class Relay:
         """Send the last piece and the end of the message in one write. From here on the message may have been taken."""
         connection = self.connection
         assert connection is not None and self._reader.ended
+        last = self._taken(last)
         self.sent_bytes += len(last)
         if not self.chunked:
             end = TERMINATOR

@@ -65,6 +65,7 @@ class Session(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
+        "_backend_paused",
         "_barrier",
         "_closing",
         "_context",
@@ -118,8 +119,9 @@ class Session(asyncio.Protocol):
         self._barrier = False  # a slot is due behind which nothing is read
         self._out: list[bytes] = []
         self.half_closed = False
-        self._reading_paused = False
-        self._writing_paused = False
+        self._reading_paused = False  # for one of the reasons of _set_reading()
+        self._writing_paused = False  # the client does not take our replies
+        self._backend_paused = False  # the backend does not take the body
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
@@ -321,7 +323,7 @@ class Session(asyncio.Protocol):
             self.close("no PROXY header" if self._stage is Stage.PROXY else "TLS handshake timeout")
             self._flush()
         elif self._reply_due and not self._writing_paused:
-            self._expect_input()  # it waits for us, not we for it
+            self._expect_input()
         else:
             self.close_with(Refusal.IDLE)
             self._flush()
@@ -338,9 +340,8 @@ class Session(asyncio.Protocol):
 
     def backend_writable(self, writable: bool) -> None:
         """Flow control for the body: coupled, so that nobody's memory holds what the other cannot take."""
-        if self._transport is not None and writable is self._reading_paused and self._dialogue.in_body:
-            self._reading_paused = not writable
-            (self._transport.resume_reading if writable else self._transport.pause_reading)()
+        self._backend_paused = not writable
+        self._set_reading()
 
     def drain(self) -> None:
         """End between transactions: now, or when the present one has its final reply (design 4.9)."""
@@ -364,7 +365,12 @@ class Session(asyncio.Protocol):
 
     @property
     def _reply_due(self) -> bool:
-        return bool(self._slots) or (self._reading_paused and self._dialogue.in_body)
+        """It waits for us, not we for it."""
+        return bool(self._slots) or self._body_stopped
+
+    @property
+    def _body_stopped(self) -> bool:
+        return self._backend_paused and self._dialogue.in_message
 
     def _read(self, data: bytes) -> None:
         """Take input apart as far as it may be looked at now; hold the rest."""
@@ -467,6 +473,8 @@ class Session(asyncio.Protocol):
         self._dialogue.settle()
         if self._closing:
             return
+        if self._dialogue.transaction is None:
+            self._backend_paused = False
         if self.draining and self._dialogue.transaction is None:
             self.close_with(Refusal.SHUTTING_DOWN)
         else:
@@ -491,11 +499,11 @@ class Session(asyncio.Protocol):
     # -- flow and time -----------------------------------------------------------------------------
 
     def _set_reading(self) -> None:
-        """Read the socket unless what is held is enough, or the client does not read us."""
+        """Read the socket unless what is held is enough, the client does not read us, or the backend not the body."""
         transport = self._transport
-        if transport is None or self._closing or (self._dialogue.in_body and not self._barrier):
+        if transport is None or self._closing:
             return
-        pause = self._writing_paused or len(self._held) > MAX_HELD_BYTES
+        pause = self._writing_paused or len(self._held) > MAX_HELD_BYTES or self._body_stopped
         if pause is not self._reading_paused and not transport.is_closing():
             self._reading_paused = pause
             (transport.pause_reading if pause else transport.resume_reading)()

@@ -251,9 +251,11 @@ class Transaction:
         # else a new attempt is coming up: the body follows when its envelope was answered
 
     def flush(self) -> None:
-        """The turn is over: one write for all commands that it has for the backend."""
+        """The turn is over: one write for all commands, or all of the body, that it has for the backend."""
         if self._attempt is not None:
             self._attempt.flush()
+        if self._relay is not None:
+            self._relay.flush()
 
     def body(self, data: bytes) -> bytes:
         """Content behind DATA as it came; what is behind the end of data is given back, and `in_body` is then False."""

@@ -1,13 +1,14 @@
 """Which backend of a pool takes the next transaction: one small machine per policy.
 
 Owns the order of picks. Does not own who may be picked: the pool hands in its candidates (`update`) whenever they change.
-Invariant: over any run without failures the picks approach the weights exactly; a pick is a candidate that is not in `skip`.
+Invariant: a pick is a candidate that is not in `skip`; over any run without skips nobody is off its exact share by a whole pick.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
+from math import lcm
 from typing import Generic, Protocol, TypeVar
 
 from smtplb.settings import Policy
@@ -33,6 +34,15 @@ class Balancer(Protocol[C]):
         """The backend for the next transaction, None if every candidate is in `skip`."""
 
 
+def _next_place(old: Sequence[C], at: int, new: Sequence[C]) -> int:
+    """Where `new` goes on: at the first of those that stay, in the order in which `old` would have been picked from `at`."""
+    places = {candidate: place for place, candidate in enumerate(new)}
+    for candidate in (*old[at:], *old[:at]):
+        if candidate in places:
+            return places[candidate]
+    return 0
+
+
 class RoundRobin(Generic[C]):
     """Each in turn; weights are without meaning. A pick costs O(1) plus what is skipped."""
 
@@ -41,6 +51,7 @@ class RoundRobin(Generic[C]):
         self._at = 0
 
     def update(self, candidates: Sequence[C]) -> None:
+        self._at = _next_place(self._candidates, self._at, candidates)
         self._candidates = candidates
 
     def pick(self, skip: Collection[C]) -> C | None:
@@ -56,48 +67,75 @@ class RoundRobin(Generic[C]):
 
 
 class Weighted(Generic[C]):
-    """Smooth weighted round-robin by earliest deadline: 2 and 3 give B A B A B, not A A B B B.
+    """Smooth weighted round-robin: 2 and 3 give B A B A B, not A A B B B; 10 among ten 1s is every other pick.
 
-    Each candidate is due again 1/weight after it was last due. A pick costs O(log n); nginx's variant costs O(n).
+    Turn k of a candidate begins at k/weight and ends at (k+1)/weight; each pick moves time on by 1/(sum of weights). Of the
+    turns that have begun the one that ends first is picked. (Without the first condition the heavy one would take ten
+    picks in a row.) A pick costs O(log n); nginx's variant costs O(n).
     """
 
-    # Integers, so that the order never drifts: the step of weight w is _UNIT // w.
-    _UNIT = 1 << 40
-
     def __init__(self) -> None:
-        self._due: list[tuple[int, int, C]] = []
-        self._steps: dict[C, int] = {}
-        self._now = 0
+        self._begun: list[tuple[int, int, C]] = []  # heap of (end of turn, order, candidate)
+        self._later: list[tuple[int, int, C]] = []  # heap of (beginning of turn, order, candidate)
+        self._weights: dict[C, int] = {}
+        self._total = 1  # of the weights
+        self._unit = 1  # what time 1 is, so that all turns begin and end at integers: the order never drifts
+        self._time = 0  # present time x unit x total, which is the sum of all beginnings x weight
 
     def update(self, candidates: Sequence[C]) -> None:
-        kept = {candidate: due for due, _, candidate in self._due}
-        due_list = []
-        steps = {}
-        for order, candidate in enumerate(candidates):
-            step = self._UNIT // candidate.weight
-            if self._steps.get(candidate) == step:
-                due = kept[candidate]
-            else:
-                due = self._now + step
-            steps[candidate] = step
-            due_list.append((due, order, candidate))
-        heapq.heapify(due_list)
-        self._due, self._steps = due_list, steps
+        """What one has waited is kept in parts of a turn, so a weight that is raised step by step loses nothing.
+
+        What those who leave were owed, or had taken in advance, is forgotten.
+        """
+        weights = {candidate: candidate.weight for candidate in candidates}
+        if list(weights.items()) == list(self._weights.items()):
+            return
+        was, unit = self._weights, lcm(*weights.values()) << 64  # finer, for what is carried over
+        begins = {candidate: begin for begin, _, candidate in self._later}
+        begins |= {candidate: end - self._unit // was[candidate] for end, _, candidate in self._begun}
+        later = []
+        for order, (candidate, weight) in enumerate(weights.items()):
+            begin = self._time * weight
+            if candidate in begins:
+                begin += (begins[candidate] * self._total - self._time) * was[candidate]
+            later.append((begin * unit // (weight * self._total * self._unit), order, candidate))
+        heapq.heapify(later)
+        self._begun, self._later, self._weights, self._unit = [], later, weights, unit
+        self._total = sum(weights.values()) or 1
+        self._time = sum(begin * weights[candidate] for begin, _, candidate in later)
 
     def pick(self, skip: Collection[C]) -> C | None:
-        passed = []
-        picked: C | None = None
-        while self._due:
-            due, order, candidate = self._due[0]
-            if candidate not in skip:
-                self._now = due
-                heapq.heapreplace(self._due, (due + self._steps[candidate], order, candidate))
-                picked = candidate
-                break
-            passed.append(heapq.heappop(self._due))
-        for entry in passed:
-            heapq.heappush(self._due, entry)
-        return picked
+        begun, later, unit = self._begun, self._later, self._unit
+        while later and later[0][0] * self._total <= self._time:
+            begin, order, candidate = heapq.heappop(later)
+            heapq.heappush(begun, (begin + unit // self._weights[candidate], order, candidate))
+        entry = _take(begun, skip)
+        if entry is not None:
+            end, order, candidate = entry
+        else:  # all whose turn it is are skipped
+            entry = _take(later, skip)
+            if entry is None:
+                return None
+            begin, order, candidate = entry
+            end = begin + unit // self._weights[candidate]
+        heapq.heappush(later, (end, order, candidate))
+        self._time += unit
+        return candidate
+
+
+def _take(heap: list[tuple[int, int, C]], skip: Collection[C]) -> tuple[int, int, C] | None:
+    """Pop the least entry whose candidate is not in `skip`."""
+    passed = []
+    found = None
+    while heap:
+        entry = heapq.heappop(heap)
+        if entry[2] not in skip:
+            found = entry
+            break
+        passed.append(entry)
+    for entry in passed:
+        heapq.heappush(heap, entry)
+    return found
 
 
 class LeastConnection(Generic[C]):
@@ -108,6 +146,7 @@ class LeastConnection(Generic[C]):
         self._at = 0
 
     def update(self, candidates: Sequence[C]) -> None:
+        self._at = _next_place(self._candidates, self._at, candidates)
         self._candidates = candidates
 
     def pick(self, skip: Collection[C]) -> C | None:

@@ -1,7 +1,8 @@
 """Conditions on the facts of a transaction: who may send what where.
 
 Owns the meaning of the `when` grammar. Does not own its syntax (config/) nor what follows from a match.
-Invariant: pure, and total: a fact that is not known makes a condition on it fail, never pass.
+Invariant: pure, and total: a key fails on a fact that is absent (no client address behind a unix socket, no announced size,
+no domain in a null sender); `not` turns that around, as it does any failure. Only the relay guard knows a doubt, and closes.
 """
 
 from __future__ import annotations
@@ -98,18 +99,25 @@ def holds(condition: Condition, facts: Facts) -> bool:
 def accepts(conditions: tuple[Condition, ...] | None, facts: Facts) -> bool:
     """The relay guard (design 4.13): some condition holds. None: left out, which config allows only where it is safe.
 
-    A recipient that names a further destination in its local part is not "of" its domain: only conditions that do not
-    rest on the recipient's domain can let it in. `postmaster` without a domain is always ours (RFC 5321 4.5.1).
+    A recipient that names a further destination is not "of" its visible domain, nor is it known to be of no other: only
+    conditions that do not rest on the recipient's domain, negated or not, can let it in. `postmaster` without a domain is
+    always ours (RFC 5321 4.5.1).
     """
     if conditions is None or is_postmaster(facts.recipient):
         return True
     routed = names_a_route(facts.recipient)
     return any(
-        not (routed and condition.recipient_domain is not None) and holds(condition, facts)
+        not (routed and _rests_on_recipient_domain(condition)) and holds(condition, facts)
         for condition in conditions
     )
 
 
+def _rests_on_recipient_domain(condition: Condition | None) -> bool:
+    return condition is not None and (
+        condition.recipient_domain is not None or _rests_on_recipient_domain(condition.negated)
+    )
+
+
 def _text(path: bytes) -> str:
-    """Addresses are compared without case, as configuration holds them."""
-    return path.decode("latin-1").lower()
+    """Addresses are compared without case and without a dot behind the domain, as configuration holds them."""
+    return (path[:-1] if path.endswith(b".") and domain_of(path) else path).decode("latin-1").lower()
