@@ -321,7 +321,8 @@ class Dialogue:
         if mechanism not in context.mechanisms(tls=channel.tls):
             channel.refuse(Refusal.AUTH_MECHANISM)
             return
-        where = context.router.decide(context.settings.target, self._facts(b"", b"", 0))
+        # Judged as it will be once it has succeeded: the session stays with the backend chosen now.
+        where = context.router.decide(context.settings.target, self._facts(b"", b"", 0, auth=True))
         if isinstance(where, RefuseReply):
             channel.answer(_reply(where))
             return
@@ -420,7 +421,9 @@ class Dialogue:
             return False  # every mail system has one: it goes where the others go
         return self._context.settings.other_route is OtherRoute.DEFER
 
-    def _facts(self, sender: bytes, recipient: bytes, size_bytes: int) -> routing.Facts:
+    def _facts(
+        self, sender: bytes, recipient: bytes, size_bytes: int, *, auth: bool | None = None
+    ) -> routing.Facts:
         channel = self._channel
         return routing.Facts(
             channel.client,
@@ -429,7 +432,7 @@ class Dialogue:
             recipient,
             size_bytes or None,
             tls=channel.tls,
-            auth=self.authenticated,
+            auth=self.authenticated if auth is None else auth,
         )
 
     # -- DATA and BDAT ------------------------------------------------------------------------------

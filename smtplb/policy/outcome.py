@@ -75,6 +75,7 @@ _POLICY_421 = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, clos
 _STALE = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
 _STORAGE = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.STORAGE, closing=False)
 _MISFIT = Decision(Elsewhere.ANY, Blame.NEVER, Reason.MISFIT, closing=True)
+_STALE_MISFIT = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.MISFIT, closing=True)
 _EARLY = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.EARLY_REPLY, closing=True)
 _LOST = {
     reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
@@ -83,6 +84,11 @@ _LOST = {
 _NO_CONNECTION = {
     reason: Decision(Elsewhere.ANY, Blame.AT_ONCE, reason, closing=True)
     for reason in (Reason.CONNECT, Reason.GREETING, Reason.TLS, Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
+}
+# A backend that was told of a client may hang up on that client, also where we expect TLS: never blamed on its word alone.
+_NO_CONNECTION_FOR_CLIENT = {
+    reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
+    for reason in _NO_CONNECTION
 }
 # What a backend offers is its operator's doing, yet a client chooses what is told: nobody is ejected for it. Checks see it.
 _NO_IDENTITY = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
@@ -122,13 +128,12 @@ def classify_reply(
         if code == 452 and (command is Command.MAIL or enhanced == b"4.3.1"):
             return _STORAGE
         return _VERDICT
-    if first_on_kept:
-        return _STALE  # repeated once on a fresh connection, whatever it says
-    if code in _ABOUT_US:
-        return _MISFIT
-    if code == 501 and not _about_the_address(enhanced) and (enhanced_offered or command is Command.DATA):
-        return _MISFIT
-    return _VERDICT
+    about_us = code in _ABOUT_US or (
+        code == 501 and not _about_the_address(enhanced) and (enhanced_offered or command is Command.DATA)
+    )
+    if first_on_kept:  # repeated once on a fresh connection, whatever it says
+        return _STALE_MISFIT if about_us else _STALE
+    return _MISFIT if about_us else _VERDICT
 
 
 def _about_the_address(enhanced: bytes | None) -> bool:
@@ -151,7 +156,7 @@ def classify_opening(reason: Reason, reply: Reply | None, *, identity_sent: bool
     if reason is Reason.IDENTITY:
         return _NO_IDENTITY
     if identity_sent:
-        return _VERDICT if reply is not None else _LOST.get(reason, _NO_CONNECTION[reason])
+        return _VERDICT if reply is not None else _NO_CONNECTION_FOR_CLIENT[reason]
     if reply is not None and reply.code == 421:
         return _POLICY_GREETING if (reply.enhanced or b"").startswith(b"4.7.") else _BUSY_GREETING
     return _NO_CONNECTION[reason]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from smtplb.policy.outcome import Blame, Decision, Elsewhere
+from smtplb.policy.outcome import Blame, Decision, Elsewhere, Reason
 
 
 class Next(Enum):
@@ -64,7 +64,7 @@ class Attempts:
             if backend not in self.refreshed:
                 self.refreshed.add(backend)
                 return Next.SAME_FRESH
-            if has_reply:
+            if _relayable(decision, has_reply):
                 return Next.RELAY
             return Next.OTHER if self.count < self.limit else Next.GIVE_UP
         second_opinion = elsewhere is Elsewhere.ONE_OTHER and any(
@@ -80,9 +80,8 @@ class Attempts:
 
     @staticmethod
     def without_other(decision: Decision, *, has_reply: bool) -> Next:
-        """The answer when no other backend can be asked. A reply about us is never relayed: it would bounce the client's mail."""
-        relayable = decision.elsewhere is not Elsewhere.ANY and has_reply
-        return Next.RELAY if relayable else Next.GIVE_UP
+        """The answer when no other backend can be asked."""
+        return Next.RELAY if _relayable(decision, has_reply) else Next.GIVE_UP
 
     def succeeded(self, command: object) -> list[Suspicion]:
         """Another backend answered `command` well: the suspicions that are now proven, to be blamed."""
@@ -92,6 +91,11 @@ class Attempts:
         if proven:
             self.suspicions = [s for s in self.suspicions if s.command != command]
         return proven
+
+
+def _relayable(decision: Decision, has_reply: bool) -> bool:
+    """A reply about us is never relayed: it would bounce the client's mail."""
+    return has_reply and decision.elsewhere is not Elsewhere.ANY and decision.reason is not Reason.MISFIT
 
 
 def attempt_deadline_s(
