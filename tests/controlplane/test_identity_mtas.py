@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from smtplb.controlplane import certificate_watch
 from smtplb.controlplane.prober import Prober
 from smtplb.controlplane.registry import CheckResult
 from smtplb.controlplane.supervisor import Supervisor
@@ -209,12 +210,30 @@ class TestTls:
         assert found[0].text == "TLS: does not offer STARTTLS"
 
 
+class Events(list[Event]):
+    """What a balancer said; until_up() waits for a backend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = asyncio.Event()
+
+    def take(self, event: Event) -> None:
+        self.append(event)
+        self._told.set()
+
+    async def until_up(self) -> None:
+        async with asyncio.timeout(10):
+            while not any(isinstance(event, BackendChanged) and event.new == "up" for event in self):
+                self._told.clear()
+                await self._told.wait()
+
+
 @asynccontextmanager
-async def balancer(*backends: BackendSettings) -> AsyncIterator[tuple[Supervisor, list[Event]]]:
-    events: list[Event] = []
+async def balancer(*backends: BackendSettings) -> AsyncIterator[tuple[Supervisor, Events]]:
+    events = Events()
     traffic = TrafficSettings("lb1.test", (listener("mx", "p"),), (pool("p", *backends),))
     settings = Settings(traffic, shutdown=ShutdownSettings(delay_s=0, drain_s=0))
-    supervisor = Supervisor(settings, emit=events.append)
+    supervisor = Supervisor(settings, emit=events.take)
     await supervisor.start()
     try:
         yield supervisor, events
@@ -277,3 +296,18 @@ async def test_a_wrong_authority_takes_down_that_backend_and_no_other(lab: Lab, 
         client.close()
         changes = [event for event in events if isinstance(event, BackendChanged)]
         assert [(event.backend, event.new) for event in changes] == [("bad", "down"), ("good", "up")]
+
+
+async def test_a_ca_file_that_is_put_right_brings_the_backend_up_without_a_reload(
+    lab: Lab, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate_watch, "LOOK_S", 0.1)
+    port = await started(lab, Postfix(tls=files.server, tls_level="encrypt"))
+    right = Path(files.ca).read_bytes()
+    Path(files.ca).write_bytes(Path(files.other_ca).read_bytes())
+    check = CheckSettings(interval_s=0.2, fast_interval_s=0.1, timeout_s=2)
+    async with balancer(backend("p", "a", port=port, tls=files.tls(), check=check)) as (supervisor, events):
+        assert (await supervisor.pools())[0].backends[0].state == "down"
+        Path(files.ca).write_bytes(right)
+        await events.until_up()
+        assert (await supervisor.status()).problems == []
