@@ -97,8 +97,8 @@ class Subject:
 
     def connection_failed(self, connection: ProbeConnection, failure: Failure) -> None:
         if self.stage is Stage.PROBING:
-            opportunistic = self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
-            if opportunistic and failure.reason is Reason.TLS and not self.in_clear:
+            opportunistic = self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC and not self.in_clear
+            if opportunistic and failure.reason is Reason.TLS and self.wanted:
                 self.prober.once_more_in_clear(self)
                 return
             self.prober.verdict(self, verdict.failed(self.settings, connection, failure, self._duration_s))

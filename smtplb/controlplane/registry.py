@@ -83,6 +83,13 @@ class BackendRecord:
     check_reason: str = ""  # why the check state is what it is
     down_since: float | None = None  # unix time; from the first `down`, or lack of identity, until `up`
     seen: Seen | None = None  # the last that a check saw; kept while the backend is down
+    ejected_until: float | None = None  # unix time; taken out by its traffic until then
+    ejected_reason: str = ""
+    slow_start_s: float = 0.0
+    warm_since_s: float | None = (
+        None  # time of the wheel's clock when a slow start began; None: at full weight
+    )
+    warm_alarm: Alarm | None = None
 
     @property
     def weight(self) -> int:
@@ -141,6 +148,9 @@ class Registry:
         for pool in traffic.pools:
             for backend in pool.backends:
                 self.backends[backend.key] = self._new_record(backend, now)
+        for pool in traffic.pools:
+            for backend in pool.backends:
+                self._prepare_slow_start(self.backends[backend.key], pool.slow_start_s)
         self._by_pool: dict[str, list[BackendRecord]] = {
             pool.name: [self.backends[backend.key] for backend in pool.backends] for pool in traffic.pools
         }
@@ -162,6 +172,11 @@ class Registry:
             reason=_reason_without_result(track),
             check_reason=_reason_without_result(track),
         )
+
+    def _prepare_slow_start(self, record: BackendRecord, slow_start_s: float) -> None:
+        record.slow_start_s = slow_start_s
+        if slow_start_s:
+            record.warm_alarm = Alarm(self._deadlines, lambda: self._settle(record))
 
     # Reading.
 
@@ -258,6 +273,13 @@ class Registry:
             told_by = f"operator: weight {old} -> {weight}" + (f", {reason}" if reason else "")
             self._settle(record, told_by)
 
+    def set_ejected(self, key: BackendKey, for_s: float | None, reason: str) -> None:
+        """Taken out by its traffic for so long; None: let in again."""
+        record = self.backends[key]
+        record.ejected_until = None if for_s is None else self._wall() + for_s
+        record.ejected_reason = f"traffic: {reason}" if for_s is not None else ""
+        self._settle(record, "" if for_s is not None else f"traffic: {reason}")
+
     def fail_back(self, group: str) -> bool:
         """Bring back what is well again. False if there was nothing to bring back."""
         self._update_groups()
@@ -276,6 +298,8 @@ class Registry:
         self._group_alarm.off()
         for record in self.backends.values():
             record.until_alarm.off()
+            if record.warm_alarm is not None:
+                record.warm_alarm.off()
 
     # Within.
 
@@ -300,9 +324,21 @@ class Registry:
         """Bring the standing in line with the facts; tell if anything but offers is another than before."""
         old = record.standing
         offers = None if record.seen is None else record.seen.offers
-        record.standing = new = standing(record.operator.state, record.track.state, record.weight, offers)
-        by_operator = STANDINGS[record.operator.state, record.track.state].by_operator
-        if not by_operator:
+        row = STANDINGS[record.operator.state, record.track.state]
+        ejected = record.ejected_until is not None
+        warmth_ratio = self._warmth_ratio(record, usable=row.usable and not ejected)
+        record.standing = new = standing(
+            record.operator.state,
+            record.track.state,
+            record.weight,
+            offers,
+            ejected=ejected,
+            warmth_ratio=warmth_ratio,
+        )
+        by_operator = row.by_operator
+        if new.state is BackendState.EJECTED:
+            record.reason = record.ejected_reason
+        elif not by_operator:
             record.reason = record.check_reason
         elif told_by:
             record.reason = told_by
@@ -310,7 +346,8 @@ class Registry:
             return
         self._changed()
         same_state = (old.state, old.last_resort) == (new.state, new.last_resort)
-        if same_state and old.weight == new.weight:
+        warming = same_state and new.state is BackendState.SLOW_START
+        if same_state and (old.weight == new.weight or warming):
             return
         down_for_s = None
         if not same_state:
@@ -324,6 +361,28 @@ class Registry:
         pool, name = record.settings.key
         reason = told_by or record.reason
         self._emit(BackendChanged(pool, name, old.state.value, new.state.value, reason, down_for_s))
+
+    def _warmth_ratio(self, record: BackendRecord, *, usable: bool) -> float:
+        """How much of its weight a backend gets that came back: from a tenth to all of it, in tenths."""
+        alarm = record.warm_alarm
+        if alarm is None:
+            return 1.0
+        now = self._deadlines.clock()
+        was = record.standing
+        if not usable:
+            record.warm_since_s = None
+            alarm.off()
+            return 1.0
+        if not was.usable and was.state is not BackendState.UNPROVEN:
+            record.warm_since_s = now
+        if record.warm_since_s is None:
+            return 1.0
+        tenths = int((now - record.warm_since_s) / record.slow_start_s * 10) + 1
+        if tenths >= 10:
+            record.warm_since_s = None
+            return 1.0
+        alarm.set(record.warm_since_s + record.slow_start_s * tenths / 10)
+        return tenths / 10
 
     def _changed(self) -> None:
         if self._open and not self._publication_due:

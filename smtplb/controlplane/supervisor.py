@@ -21,6 +21,7 @@ from random import random
 
 from smtplb.controlplane import problems as trouble
 from smtplb.controlplane.certificate_watch import CertificateWatch
+from smtplb.controlplane.ejector import Ejector
 from smtplb.controlplane.link import OpenLink, WorkerLink
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.prober import Prober
@@ -41,7 +42,7 @@ from smtplb.messages import (
     StopAccepting,
     WorkerReport,
 )
-from smtplb.observe.events import Event, Notice
+from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.health import OperatorState
 from smtplb.settings import Address, Policy, Settings
 
@@ -105,6 +106,9 @@ class Supervisor:
             emit=emit,
             publish=self._publish,
             checks_wanted=self._checks_wanted,
+        )
+        self._ejector = Ejector(
+            settings.traffic, deadlines=self._deadlines, set_ejected=self._registry.set_ejected
         )
         self._prober = Prober(
             [backend for pool in settings.traffic.pools for backend in pool.backends],
@@ -188,6 +192,7 @@ class Supervisor:
         self._phase = "stopped"
         self._prober.cut()
         self._certificates.close()
+        self._ejector.close()
         self._registry.close()
         if self._link is not None:
             self._link.close()
@@ -371,8 +376,10 @@ class Supervisor:
         elif isinstance(message, SessionsDrained):
             self._drained.set()
         elif isinstance(message, BackendsAnswered):
-            pass
+            self._ejector.answered(message)
         else:
+            if isinstance(message, BackendBlamed):
+                self._ejector.blamed(message)
             self.emit(message)
 
     def _certificates_changed(self) -> None:

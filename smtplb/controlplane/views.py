@@ -63,6 +63,7 @@ class BackendView:
     tls: str = ""  # version in the last good check: "TLSv1.3"; "" in clear
     tls_verified: bool = False  # by its settings
     certificate_expires: float | None = None  # unix time, of the certificate that it showed last
+    ejected_until: float | None = None  # unix time; taken out by its traffic
     ca_problem: str = ""  # why the CA file it is verified against cannot be used; "" if it can
 
 

@@ -75,11 +75,11 @@ class Ejection:
         """When it comes back; None: it is in."""
         return self._tracks[backend].until_s
 
-    def succeeded(self, backend: str, now: float) -> None:
-        """It answered a transaction to the end, be it with a refusal."""
+    def succeeded(self, backend: str, now: float, count: int = 1) -> None:
+        """It answered so many transactions to the end, be it with a refusal."""
         self._turn_windows(now)
         track = self._tracks[backend]
-        track.ok += 1
+        track.ok += count
         track.consecutive.clear()
 
     def blamed(self, backend: str, network: ClientKey | None, now: float) -> str | None:

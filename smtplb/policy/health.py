@@ -3,12 +3,13 @@
 Owns the check machine (rise, fall, identity, intervals) and the truth table. Does not own probing
 (controlplane/prober.py) nor who keeps the state (controlplane/registry.py). Pure: results and random
 numbers are arguments, time is nobody's business here.
-Invariant: state, usable and last_resort of a standing are a function of operator state and check state alone;
-STANDINGS has a row for every pair.
+Invariant: state, usable and last_resort of a standing are a function of operator state, check state, ejection
+and slow start alone; STANDINGS has a row for every pair of the first two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class Standing(NamedTuple):
     by_operator: bool
 
 
-# Later causes (ejection, slow start) become further parts of the key: the operator still wins.
+# Ejection and slow start matter only where a row is usable: standing() adds them. Everything else wins over them.
 STANDINGS: dict[tuple[OperatorState, CheckState], Standing] = {
     # state                  usable last_resort by_operator
     (OperatorState.READY, CheckState.UNPROVEN): Standing(BackendState.UNPROVEN, False, True, False),
@@ -69,12 +70,25 @@ STANDINGS: dict[tuple[OperatorState, CheckState], Standing] = {
 
 
 def standing(
-    operator: OperatorState, check: CheckState, weight: int, offers: dict[bytes, bytes] | None = None
+    operator: OperatorState,
+    check: CheckState,
+    weight: int,
+    offers: dict[bytes, bytes] | None = None,
+    *,
+    ejected: bool = False,
+    warmth_ratio: float = 1.0,
 ) -> BackendStanding:
     """What a worker is told. The weight stays the backend's own in every state: last-resort tries are
     spread by it, too. So do its offers: what it had last is what it will most likely have again.
+
+    `ejected`: taken out by its traffic. `warmth_ratio`: below 1 while it starts slowly; its weight is cut to
+    that, rounded up, so that it never takes nothing.
     """
     row = STANDINGS[operator, check]
+    if row.usable and ejected:
+        return BackendStanding(BackendState.EJECTED, False, True, weight, offers)
+    if row.usable and warmth_ratio < 1.0:
+        return BackendStanding(BackendState.SLOW_START, True, False, math.ceil(weight * warmth_ratio), offers)
     return BackendStanding(row.state, row.usable, row.last_resort, weight, offers)
 
 

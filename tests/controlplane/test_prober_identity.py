@@ -10,8 +10,12 @@ import pytest
 import trustme
 
 from smtplb.controlplane.registry import Seen
+from smtplb.observe.events import Phase
+from smtplb.policy.outcome import Reason
 from smtplb.settings import BackTlsMode, BackTlsSettings, CheckLevel, IdentityMode
 from tests.controlplane.test_prober import Conversation, Script, greets_and, probed
+from tests.controlplane.test_prober_stages import Probing
+from tests.controlplane.things import backend
 
 LEVELS = [CheckLevel.TCP, CheckLevel.BANNER, CheckLevel.EHLO]
 XCLIENT = "250-mx1.test\r\n250-PIPELINING\r\n250 XCLIENT NAME ADDR PORT PROTO HELO LOGIN\r\n"
@@ -247,3 +251,43 @@ class TestTls:
             await it.hears("EHLO lb1.test", "STARTTLS")
             it.clock.go(8.1)
             assert await it.result() == (False, "no answer to EHLO and STARTTLS within 8 s")
+
+
+class TestOpportunisticTls:
+    """On a clock that stands still: the try in clear belongs to the same probe."""
+
+    def probing(self) -> Probing:
+        probing = Probing(backend("p", "a", tls=BackTlsSettings(BackTlsMode.OPPORTUNISTIC))).start()
+        probing.only.fail(Phase.HELLO, Reason.TLS)
+        return probing
+
+    def test_the_try_in_clear_begins_at_once_and_nothing_is_told_before_its_end(self) -> None:
+        probing = self.probing()
+        assert (probing.count, probing.prober.held, probing.texts) == (2, 1, [])
+        assert probing.only.owner.in_clear
+        probing.only.ready()
+        assert probing.texts == ["+ 250 mx at your service"]
+
+    def test_both_tries_have_the_time_of_one(self) -> None:
+        probing = Probing(backend("p", "a", tls=BackTlsSettings(BackTlsMode.OPPORTUNISTIC))).start()
+        probing.clock.go(5)
+        probing.only.fail(Phase.HELLO, Reason.TLS)
+        probing.clock.go(3.1)
+        assert probing.texts == ["- no greeting within 8 s"]
+        assert probing.live == []
+
+    def test_in_clear_it_fails_for_good(self) -> None:
+        probing = self.probing()
+        probing.only.fail()
+        assert (probing.count, probing.texts) == (2, ["- Connection refused"])
+
+    def test_a_backend_set_aside_is_not_tried_again(self) -> None:
+        probing = Probing(backend("p", "a", tls=BackTlsSettings(BackTlsMode.OPPORTUNISTIC))).start()
+        probing.prober.want(("p", "a"), False)
+        probing.only.fail(Phase.HELLO, Reason.TLS)
+        assert (probing.count, probing.prober.held, probing.texts) == (1, 0, [])
+
+    def test_where_tls_is_required_there_is_no_second_try(self) -> None:
+        probing = Probing(backend("p", "a", tls=BackTlsSettings(BackTlsMode.REQUIRED))).start()
+        probing.only.fail(Phase.HELLO, Reason.TLS, detail=b"CERTIFICATE_VERIFY_FAILED")
+        assert (probing.count, probing.texts) == (1, ["- TLS: certificate verify failed"])
