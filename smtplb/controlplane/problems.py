@@ -196,8 +196,9 @@ def _backend(backend: BackendView, now: float) -> Iterator[Problem]:
             anchor, hint = _down_because(backend)
             yield Problem(DEGRADED, where, f"down for {so_long}: {backend.check.last_text}", hint, anchor)
         case "unproven" if not backend.last_resort:
-            since = "" if backend.reason == backend.check.last_text else f"; now: {backend.check.last_text}"
-            text = f"gets no mail for {so_long}: {backend.reason}{since}"
+            now_says = backend.check.last_text
+            rest = "" if now_says == backend.reason else f"; now: {now_says}"
+            text = f"gets no mail for {so_long}: {backend.reason}{rest}"
             yield Problem(DEGRADED, where, text, _IDENTITY_HINTS[backend.identity], "identity-unproven")
         case "unproven":
             yield Problem(DEGRADED, where, "not checked yet", "wait for its first check", "backend-unproven")
