@@ -95,6 +95,7 @@ class Dialogue:
     __slots__ = (
         "_auth",
         "_channel",
+        "_chunk_due",
         "_chunk_last",
         "_chunk_left",
         "_chunk_octets",
@@ -122,6 +123,7 @@ class Dialogue:
         self._chunk_left = 0
         self._chunk_octets = 0
         self._chunk_last = False
+        self._chunk_due = False  # it has no octets, and waits for the backend's leave all the same
         self._chunk_refusal: Refusal | None = None  # its octets are read and thrown away
 
     # -- for the session ----------------------------------------------------------------------------
@@ -154,6 +156,8 @@ class Dialogue:
         verb = VERBS.get(token)
         if verb is None:
             self._unknown(token)
+        elif verb is Verb.BDAT:  # its octets follow, whatever is to be said about it
+            self._bdat(argument)
         elif len(line) >= MAX_COMMAND_LINE_BYTES and verb is not Verb.AUTH:
             self._channel.refuse(Refusal.LINE_TOO_LONG)
         elif (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
@@ -179,6 +183,10 @@ class Dialogue:
 
     def settle(self) -> None:
         """Every reply was given out: a transaction or an exchange that has ended is over for the client, too."""
+        if self._chunk_due:
+            self._chunk_due = False
+            self._chunk_done()
+            return
         if self.transaction is not None and self.transaction.ended:
             self.transaction = None
         auth = self._auth
@@ -459,14 +467,21 @@ class Dialogue:
         self._chunk_left = self._chunk_octets
         transaction = self.transaction
         self._chunk_refusal = None
-        if transaction is None or not transaction.recipients:
+        waits = False
+        if self._needs_tls(Verb.BDAT):
+            self._chunk_refusal = Refusal.NEEDS_TLS
+        elif transaction is None or not transaction.recipients:
             self._chunk_refusal = Refusal.WRONG_ORDER
         elif not transaction.chunked:
             slot = ReplySlot()
             transaction.open_chunks(slot)
+            waits = slot.wire is None
             self._channel.await_reply(slot, barrier=True)
         if not self._chunk_left:
-            self._chunk_done()
+            if waits:
+                self._chunk_due = True
+            else:
+                self._chunk_done()
 
     def _chunk(self, data: bytes) -> bytes:
         octets = data[: self._chunk_left] if len(data) > self._chunk_left else data

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import heapq
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -21,12 +20,12 @@ READ_BYTES = 256_000  # what uvloop hands to data_received at most
 TURNS_LIMIT = 2_000_000  # more in one settle() is an endless loop
 
 
-class FakeTimer:
-    def __init__(self) -> None:
-        self.cancelled = False
-
+class _NoTimer:
     def cancel(self) -> None:
-        self.cancelled = True
+        pass
+
+
+NO_TIMER = cast("asyncio.TimerHandle", _NoTimer())  # of a wheel that the test turns
 
 
 class FakeTask:
@@ -126,8 +125,6 @@ class FakeLoop:
         self.connecting: Callable[[PendingConnect], None] = lambda pending: None
         self.factories: list[Callable[[], asyncio.Protocol]] = []  # of accepting servers
         self._ready: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._timers: list[tuple[float, int, FakeTimer, Callable[[], None]]] = []
-        self._timer_serial = 0
 
     @property
     def as_loop(self) -> asyncio.AbstractEventLoop:
@@ -140,12 +137,6 @@ class FakeLoop:
 
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         self._ready.append((callback, arguments))
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        timer = FakeTimer()
-        self._timer_serial += 1
-        heapq.heappush(self._timers, (self.now + delay_s, self._timer_serial, timer, callback))
-        return cast("asyncio.TimerHandle", timer)
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> FakeTask:
         task = FakeTask(self, coroutine)
@@ -184,16 +175,6 @@ class FakeLoop:
         """One turn that the test causes, and all that follows from it."""
         self.call_soon(callback, *arguments)
         self.settle()
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass; each timer is a turn."""
-        end = self.now + seconds
-        while self._timers and self._timers[0][0] <= end:
-            when, _, timer, callback = heapq.heappop(self._timers)
-            self.now = max(self.now, when)
-            if not timer.cancelled:
-                self.run(callback)
-        self.now = end
 
 
 class FarEnd(Protocol):
@@ -260,11 +241,7 @@ class FakeTransport:
         if not data or self._closing:
             return
         # Only a long replay may go out in several batches, since no event tells that the kernel has taken one.
-        if (
-            self.writes
-            and self.writes[-1][0] == self._loop.turn
-            and len(self.writes[-1][1]) < CATCH_UP_BYTES
-        ):
+        if self.writes and self.writes[-1][0] == self._loop.turn and len(self.writes[-1][1]) < CATCH_UP_BYTES:
             self._loop.violations.append(
                 f"two writes in one turn: {self.writes[-1][1][-60:]!r}, {data[:60]!r}"
             )

@@ -11,13 +11,13 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from smtplb.dataplane.deadlines import Deadlines
+from smtplb.dataplane.deadlines import TICK_S, Deadlines
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import BackendState, FromWorker, WorkerReport
 from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice, SessionEnded, TransactionEnded
 from smtplb.settings import Address
-from tests.dataplane.fakes import FakeLoop, FakeSocket, FakeTransport, PendingConnect
+from tests.dataplane.fakes import NO_TIMER, FakeLoop, FakeSocket, FakeTransport, PendingConnect
 from tests.dataplane.mta import OFFERS, ModelMta
 from tests.dataplane.parties import Answering, Party, Peer, Site
 from tests.dataplane.setup import Setup
@@ -183,7 +183,7 @@ class FakeStage:
         self.addresses = {name: Address("192.0.2.100", 2501 + at) for at, name in enumerate(self.setup.names)}
         for name in self.setup.names:
             self.sites[name] = Site(name, answering(name) if answering is not None else self._model(name))
-        self.deadlines = Deadlines(self.loop.time, self.loop.call_later)
+        self.deadlines = Deadlines(self.loop.time, lambda delay_s, callback: NO_TIMER)
         self.generation = 0
         self.worker = Worker(
             self.loop.as_loop,
@@ -228,7 +228,13 @@ class FakeStage:
         self.loop.run(self.worker.receive, message)
 
     def clock(self, seconds: float) -> None:
-        self.loop.advance(seconds)
+        """Let time pass. The wheel is turned where somebody waits in it, and nowhere between."""
+        end = self.loop.now + seconds
+        buckets = self.deadlines._buckets
+        while buckets and (when := (min(buckets) + 0.5) * TICK_S) <= end:
+            self.loop.now = max(self.loop.now, when)
+            self.loop.run(self.deadlines.advance, self.loop.now)
+        self.loop.now = end
 
     def report(self) -> WorkerReport:
         from smtplb.messages import ReportRequest

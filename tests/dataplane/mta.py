@@ -190,7 +190,9 @@ class MtaSession:
         """True if the end of data was found."""
         if not self._body_began and self._buffer:
             self._body_began = True
-            fault = self._due("body") if not self._whole else None  # what comes behind the end is no early reply
+            fault = (
+                self._due("body") if not self._whole else None
+            )  # what comes behind the end is no early reply
             if fault is not None and not self._misbehave(fault, ""):
                 self._refused = True  # the rest is read, and that is all
         if self._buffer.startswith(b".\r\n"):

@@ -331,7 +331,9 @@ def test_recipients_beyond_the_limit_are_told_to_come_again_and_are_no_errors() 
     stage = FakeStage(Setup(limits={"errors": 3, "recipients": 2}))
     client = stage.client().hello()
     replies = client.ask("MAIL FROM:<s@a.test>", *(f"RCPT TO:<r{n}@b.test>" for n in range(10)), "DATA")
-    assert [reply[:9] for reply in replies] == ["250 2.1.0"] + ["250 2.1.5"] * 2 + ["452 4.5.3"] * 8 + ["354 End d"]
+    assert [reply[:9] for reply in replies] == ["250 2.1.0"] + ["250 2.1.5"] * 2 + ["452 4.5.3"] * 8 + [
+        "354 End d"
+    ]
     client.send("hi\r\n.\r\n")
     assert client.take_all()[0].startswith(TAKEN)
     assert stage.mtas["A"].taken[0].recipients == ("r0@b.test", "r1@b.test")

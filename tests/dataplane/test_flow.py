@@ -202,7 +202,7 @@ def test_replay_waits_for_a_slow_second_backend() -> None:
     stage.sites["B"].connects = "accept"
     stage.loop.connecting(stage.loop.connects[-1])
     assert len(stage.wires) == wires_before + 1
-    while not stage.mtas["B"].commands[-1:] == ["DATA"]:
+    while stage.mtas["B"].commands[-1:] != ["DATA"]:
         stage.loop.step()
     stage.wires[-1].stall()
     stage.loop.settle()

@@ -14,7 +14,10 @@ from tests.dataplane.ledger import Told, check
 from tests.dataplane.mta import PHASES, Fault
 from tests.dataplane.setup import Setup
 
-FAULTS = ["refuse", "close", "reset", "hang", "421", "450", "451", "452", "550", "554", "garbage", "half", "early", "extra", "extra-later", "close-taken", "half-taken"]
+FAULTS = (
+    *("refuse", "close", "reset", "hang", "421", "450", "451", "452", "550", "554", "garbage", "half"),
+    *("early", "extra", "extra-later", "close-taken", "half-taken"),
+)
 OPENING = ("connect", "greeting", "hello")
 BODY = b"Subject: hi\r\n\r\nhello\r\n..dots\r\n"
 
