@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from smtplb.config.checker import Checker
 from smtplb.config.errors import ConfigErrors, quote
@@ -18,14 +19,15 @@ from smtplb.config.networks import read_networks
 from smtplb.config.pools import read_pools
 from smtplb.config.relay_guard import whence
 from smtplb.config.routes import read_routes
-from smtplb.config.scalars import hostname
-from smtplb.config.schema import Admin, Defaults, Document, Log, Probes, Replay, Shutdown
+from smtplb.config.scalars import format_size, hostname
+from smtplb.config.schema import Admin, Defaults, Document, InDoubt, Log, Probes, Replay, Shutdown
 from smtplb.config.targets import Targets
 from smtplb.settings import (
     Address,
     AdminSettings,
     ListenerSettings,
     LogSettings,
+    ReplaySettings,
     Settings,
     ShutdownSettings,
     TrafficSettings,
@@ -35,6 +37,7 @@ from smtplb.settings import (
 APART = (
     "shutdown",
     "replay",
+    "in_doubt",
     "networks",
     "defaults",
     "listeners",
@@ -51,7 +54,6 @@ def read_document(checker: Checker, source: str) -> Settings:
     """Raises ConfigErrors with all mistakes, those that the checker held before included."""
     document = checker.read(Document, (), apart=APART)
     checker.read(Defaults, ("defaults",), apart=("pool",))
-    replay = checker.read(Replay, ("replay",))
     networks = read_networks(checker)
     pools = read_pools(checker)
     groups = read_groups(checker, pools)
@@ -65,18 +67,45 @@ def read_document(checker: Checker, source: str) -> Settings:
             pools=tuple(pools.values()),
             groups=tuple(groups.values()),
             routes=tuple(routes.values()),
-            **replay.written(),
+            **_replay(checker, document.state_dir),
+            **_in_doubt(checker),
         ),
         admin=_admin(checker, binds),
         probes_bind=_probes(checker, binds),
         log=LogSettings(**checker.read(Log, ("log",)).written()),
         shutdown=ShutdownSettings(**checker.read(Shutdown, ("shutdown",)).written()),
+        workers=document.workers,
         sha256=checker.files.sha256,
         source=source,
     )
     if checker.errors:
         raise ConfigErrors(checker.errors)
     return settings
+
+
+def _replay(checker: Checker, state_dir: str | None) -> dict[str, Any]:
+    """Each budget has room for the one before it."""
+    section = checker.read(Replay, ("replay",))
+    written = {key: value for key, value in section.written().items() if key != "attempts"}
+    replay = ReplaySettings(directory=state_dir, **written)
+    for key, value, bound, most in (
+        ("memory", replay.memory_bytes, "per_message", replay.per_message_bytes),
+        ("per_message", replay.per_message_bytes, "total", replay.total_bytes),
+    ):
+        if value <= most or not all(checker.is_sound(("replay", each)) for each in (key, bound)):
+            continue
+        if checker.wrote(("replay", key)):
+            checker.fault(("replay", key), f"must not be more than {bound} ({format_size(most)})")
+        else:
+            message = f"must not be less than {key} ({format_size(value)} unless it is written)"
+            checker.fault(("replay", bound), message)
+    attempts = {} if section.attempts is None else {"attempts": section.attempts}
+    return {"replay": replay, **attempts}
+
+
+def _in_doubt(checker: Checker) -> dict[str, Any]:
+    section = checker.read(InDoubt, ("in_doubt",))
+    return {} if section.remember_s is None else {"in_doubt_remember_s": section.remember_s}
 
 
 def _admin(checker: Checker, binds: Binds) -> AdminSettings:

@@ -104,6 +104,25 @@ def read_pem(path: Path, *, secret: bool = False) -> bytes:
     return _bounded(path, MAX_PEM_BYTES)
 
 
+def judge_state_directory(path: Path) -> None:
+    """Where this program may leave files. Raises UnreadableError; makes nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        hint = "make it, and give it to the user that smtplb runs as"
+        raise UnreadableError(f"there is no {quote_path(path)}: {hint}") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableError(_reason(path, error)) from None
+    if not stat.S_ISDIR(mode):
+        raise UnreadableError(f"{quote_path(path)} is not a directory")
+    if mode & stat.S_IWOTH:
+        raise UnreadableError(f"every user of this host may write into {quote_path(path)}: chmod o-w it")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UnreadableError(
+            f"cannot write into {quote_path(path)}: its permissions, or a read-only file system"
+        )
+
+
 def _must_be_closed(path: Path, mode: int) -> None:
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise UnreadableError(f"{quote_path(path)} is open to every user of this host: chmod o= it")

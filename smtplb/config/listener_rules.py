@@ -2,8 +2,8 @@
 
 Owns what AUTH needs, whom a front may be, and which keys and conditions of a listener can have no effect. Does
 not own the relay question (relay_guard.py).
-Invariant: a listener that passes never asks for a password in clear where others could read it, and no client
-can pretend to be another one.
+Invariant: a listener that passes never asks for a password in clear where others could read it, nor hands one
+on so, and no client can pretend to be another one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smtplb.config.addresses import is_loopback
+from smtplb.config.back_tls import takes_passwords
 from smtplb.config.checker import Checker
 from smtplb.config.conditions import When
 from smtplb.config.networks import wholly_covered
@@ -18,7 +19,16 @@ from smtplb.config.relay_guard import accept_items, whence
 from smtplb.config.routes import facts_of_transaction
 from smtplb.config.targets import Targets
 from smtplb.config.tree import Path
-from smtplb.settings import AuthMode, FrontTlsMode, ListenerSettings, RouteSettings
+from smtplb.settings import (
+    AuthMode,
+    BackendSettings,
+    FrontTlsMode,
+    ListenerSettings,
+    PoolSettings,
+    RouteSettings,
+)
+
+MAX_NAMED = 3  # backends in one message
 
 _ALWAYS_TLS = (FrontTlsMode.IMPLICIT, FrontTlsMode.STARTTLS_REQUIRED)
 
@@ -63,6 +73,7 @@ def judge_auth(checker: Checker, path: Path, listener: ListenerSettings, targets
         return
     if tls_is_known and checker.is_sound((*path, "auth_without_tls")):
         _judge_auth_without_tls(checker, path, listener)
+    _judge_auth_behind(checker, path, targets.reachable(listener.target))
     route = targets.route(listener.target)
     for where, key in facts_of_transaction(route) if route is not None else ():
         checker.fault(
@@ -88,6 +99,28 @@ def _judge_auth_without_tls(checker: Checker, path: Path, listener: ListenerSett
     elif mode in _ALWAYS_TLS:
         message = f"no effect with tls mode {mode}: nobody gets as far as AUTH without TLS"
         checker.fault((*path, "auth_without_tls"), message, of_key=True)
+
+
+def _judge_auth_behind(checker: Checker, path: Path, pools: Sequence[PoolSettings]) -> None:
+    """Opportunistic TLS is not enough: whoever sits in between takes STARTTLS out, and then reads."""
+    clear = [
+        f"{backend.pool}/{backend.name} (tls mode {backend.tls.mode})"
+        for pool in pools
+        for index, backend in enumerate(pool.backends)
+        if not takes_passwords(backend) and _tls_is_known(checker, backend, index)
+    ]
+    if clear:
+        more = len(clear) - MAX_NAMED
+        names = ", ".join(clear[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        message = f"passwords would cross the network in clear, or could be made to, towards {names}"
+        checker.fault((*path, "auth"), f"{message}: write tls: {{mode: required}}, or implicit, in the pool")
+
+
+def _tls_is_known(checker: Checker, backend: BackendSettings, index: int) -> bool:
+    pool: Path = ("pools", backend.pool)
+    own = (*pool, "backends", index)
+    deciding: list[Path] = [("defaults", "pool", "tls"), (*pool, "tls"), (*own, "tls"), (*own, "address")]
+    return all(map(checker.is_sound, deciding))
 
 
 # Facts that cannot be.

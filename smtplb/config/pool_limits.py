@@ -16,7 +16,11 @@ from smtplb.config.presets import MAX_CONNECTIONS
 from smtplb.config.scalars import format_duration
 from smtplb.config.schema import NO_EJECT, Mta
 from smtplb.config.tree import Path
-from smtplb.settings import BackendSettings, EjectSettings, Policy, PoolSettings, QueueSettings
+from smtplb.settings import BackendSettings, EjectSettings, Policy, QueueSettings
+
+NO_WEIGHTS = "no effect under policy round-robin: use policy: weighted"
+
+_LIMITING = ("max_connections", "mta")  # keys that decide whether a backend has a limit of connections
 
 
 def max_connections(layers: Sequence[Layer], mta: Mta | None) -> int | None:
@@ -28,8 +32,9 @@ def max_connections(layers: Sequence[Layer], mta: Mta | None) -> int | None:
 
 
 class PoolLimits:
-    """Merges for each pool (`layers`: defaults, then the pool; `items`: where its backends stand), and remembers which
-    of the written keys had an effect for one of them.
+    """Merges for each pool, and remembers which of the written keys had an effect for one of them.
+
+    `layers`: defaults, then the pool; `items`: where its backends stand.
     """
 
     def __init__(self, checker: Checker) -> None:
@@ -43,31 +48,71 @@ class PoolLimits:
     def queue(
         self, layers: Sequence[Layer], items: Sequence[Path], backends: Sequence[BackendSettings]
     ) -> QueueSettings:
-        above = [layer.path for layer in layers]
-        deciding = [(*path, key) for path in (*above, *items) for key in ("max_connections", "mta")]
-        is_limited = any(backend.max_connections is not None for backend in backends)
+        deciding = [*(layer.path for layer in layers), *items]
+        is_known = all(self._checker.is_sound((*path, key)) for path in deciding for key in _LIMITING)
         why = ""
-        if not is_limited and all(map(self._checker.is_sound, deciding)):
+        if is_known and all(backend.max_connections is None for backend in backends):
             why = "no effect without max_connections: nobody waits for a connection"
-        self._note("queue", layers, why)
+        for layer in _that_wrote("queue", layers):
+            self._effects.note((*layer.path, "queue"), why)
         return merge(QueueSettings, "queue", layers)
 
     def eject(self, layers: Sequence[Layer], items: Sequence[Path]) -> EjectSettings | None:
-        """None: off. A mapping in a more specific layer than `off` switches it on again."""
-        for index, layer in enumerate(layers):
-            if getattr(layer.section, "eject") is NO_EJECT:
-                layers = layers[index:]
+        """None: off. Behind an `off`, a mapping of a more specific layer starts from the built-in defaults."""
+        heard: list[Layer] = []
+        for layer in _that_wrote("eject", layers):
+            heard = [layer] if _is_off(layer) else [*heard, layer]
         why = "no effect: the only backend of a pool is never taken out" if len(items) == 1 else ""
-        self._note("eject", layers, why)
-        if getattr(layers[-1].section, "eject") is NO_EJECT:
+        for layer in heard:
+            self._effects.note((*layer.path, "eject"), why)
+        if heard and _is_off(heard[-1]):
             return None
-        eject = merge(EjectSettings, "eject", layers)
-        self._judge_times(layers, eject)
+        eject = merge(EjectSettings, "eject", heard)
+        self._judge_times(heard, eject)
         return eject
 
-    def slow_start_s(self, layers: Sequence[Layer], policy: Policy, policy_path: Path) -> float:
+    def slow_start_s(
+        self,
+        layers: Sequence[Layer],
+        policy: Policy | None,
+        items: Sequence[Path],
+        backends: Sequence[BackendSettings],
+    ) -> float:
+        """`policy` None: it was a mistake."""
+        written, path = most_specific(layers, "slow_start_s")
+        if written is None:
+            return 0.0
+        is_sound = self._checker.is_sound
         why = ""
-        if policy is Policy.ROUND_ROBIN and self._checker.is_sound(policy_path):
-            why = "no effect under policy round-robin: use policy: weighted"
-        self._note("slow_start_s", layers[-1:], why, key="slow_start")
-        return 0.0
+        if policy is Policy.ROUND_ROBIN:
+            why = NO_WEIGHTS
+        elif (
+            policy is not None
+            and all(backend.weight <= 1 for backend in backends)
+            and all(is_sound((*i, "weight")) for i in items)
+        ):
+            why = "no effect on weights of 1, which have no parts: write weight: 10 in each backend"
+        self._effects.note((*path[:-1], "slow_start"), why)
+        assert isinstance(written, float)
+        return written
+
+    def _judge_times(self, layers: Sequence[Layer], eject: EjectSettings) -> None:
+        if eject.max_for_s >= eject.for_s:
+            return
+        path = written_at(layers, "eject", "max_for_s")
+        if path is not None:
+            message = f"must not be shorter than for ({format_duration(eject.for_s)})"
+            self._checker.fault((*path, "max_for"), message)
+            return
+        path = written_at(layers, "eject", "for_s")
+        assert path is not None  # the defaults fit each other
+        message = f"must not be longer than max_for ({format_duration(eject.max_for_s)})"
+        self._checker.fault((*path, "for"), message)
+
+
+def _that_wrote(attribute: str, layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if attribute in layer.section.model_fields_set]
+
+
+def _is_off(layer: Layer) -> bool:
+    return getattr(layer.section, "eject", None) is NO_EJECT

@@ -2,23 +2,24 @@
 
 Owns the order of layers (backend > pool > defaults.pool > preset > built-in), names of backends, and which
 keys have an effect under which policy or check level. Does not own the keys (schema.py), the presets
-(presets.py) or TLS (back_tls.py).
+(presets.py), TLS (back_tls.py), or limits and ejection (pool_limits.py).
 Invariant: the result holds for every backend each value of the most specific layer that wrote it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 from smtplb.config.addresses import backend_address, family
 from smtplb.config.back_tls import BackTlsMerge
 from smtplb.config.checker import Checker
 from smtplb.config.errors import quote
+from smtplb.config.layers import Layer, merge, most_specific, written_at
+from smtplb.config.pool_limits import NO_WEIGHTS, PoolLimits, max_connections
 from smtplb.config.presets import CONNECTIONS
 from smtplb.config.scalars import format_duration, name
-from smtplb.config.schema import Backend, Check, PerBackend, Pool, PoolDefaults
+from smtplb.config.schema import Backend, Check, Pool, PoolDefaults
 from smtplb.config.section import keys
 from smtplb.config.tree import Path
 from smtplb.settings import (
@@ -36,19 +37,9 @@ from smtplb.settings import (
     TimeoutSettings,
 )
 
-T = TypeVar("T", CheckSettings, ConnectionSettings, TimeoutSettings, BudgetSettings)
-
 # Stands for an address that was a mistake. The result is never used.
 NOWHERE = Address(host="invalid", port=1)
 DEFAULTS: Path = ("defaults", "pool")
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A section that takes part in a merge, and where it stands."""
-
-    path: Path
-    section: PerBackend
 
 
 def read_pools(checker: Checker) -> dict[str, PoolSettings]:
@@ -59,12 +50,16 @@ def read_pools(checker: Checker) -> dict[str, PoolSettings]:
     if not names and checker.is_sound(("pools",)):
         checker.fault(("pools",), "is empty: at least one pool is needed")
     tls = BackTlsMerge(checker)
-    pools = {key: _read_pool(checker, key, defaults, tls) for key in names}
+    limits = PoolLimits(checker)
+    pools = {key: _read_pool(checker, key, defaults, tls, limits) for key in names}
     tls.judge()
+    limits.judge()
     return pools
 
 
-def _read_pool(checker: Checker, key: str, defaults: Layer, tls: BackTlsMerge) -> PoolSettings:
+def _read_pool(
+    checker: Checker, key: str, defaults: Layer, tls: BackTlsMerge, limits: PoolLimits
+) -> PoolSettings:
     path: Path = ("pools", key)
     try:
         name(key)
@@ -72,16 +67,17 @@ def _read_pool(checker: Checker, key: str, defaults: Layer, tls: BackTlsMerge) -
         checker.fault(path, str(error), of_key=True)
     own = Layer(path, checker.read(Pool, path, apart=("backends",)))
     _judge_check(checker, own)
-    policy, policy_path = _most_specific((defaults, own), "policy")
+    layers = (defaults, own)
+    policy = _policy(checker, layers)
     backends_path = (*path, "backends")
     items = checker.items(backends_path)
     if not items and checker.is_sound(backends_path):
         checker.fault(backends_path, "is empty: a pool needs at least one backend")
     backends = []
     for item in items:
-        backend = _read_backend(checker, key, (defaults, own), item, tls)
-        if checker.wrote((*item, "weight")) and checker.is_sound(policy_path):
-            _judge_weight(checker, (*item, "weight"), policy or Policy.ROUND_ROBIN)
+        backend = _read_backend(checker, key, layers, item, tls)
+        if policy is Policy.ROUND_ROBIN:
+            _judge_weight(checker, (*item, "weight"))
         backends.append(backend)
     _judge_names(checker, items, backends)
     _judge_sources(checker, own, [backend.address for backend in backends])
@@ -90,8 +86,11 @@ def _read_pool(checker: Checker, key: str, defaults: Layer, tls: BackTlsMerge) -
         name=key,
         backends=tuple(backends),
         policy=policy or Policy.ROUND_ROBIN,
-        budget=_merge(BudgetSettings, "budget", (defaults, own)),
-        balance_per=_balance_per((defaults, own), backends),
+        budget=merge(BudgetSettings, "budget", layers),
+        balance_per=_balance_per(layers, backends),
+        queue=limits.queue(layers, items, backends),
+        eject=limits.eject(layers, items),
+        slow_start_s=limits.slow_start_s(layers, policy, items, backends),
     )
 
 
@@ -104,9 +103,9 @@ def _read_backend(
     layers = (*above, own)
     address = section.address or NOWHERE
     _judge_sources(checker, own, [address])
-    mta, _ = _most_specific(layers, "mta")
-    identity, _ = _most_specific(layers, "identity")
-    received, _ = _most_specific(layers, "received")
+    mta, _ = most_specific(layers, "mta")
+    identity, _ = most_specific(layers, "identity")
+    received, _ = most_specific(layers, "received")
     return BackendSettings(
         pool=pool,
         name=_backend_name(checker, section, path),
@@ -115,11 +114,12 @@ def _read_backend(
         backup=section.backup,
         source=_source(checker, layers, section),
         check=_merge_check(checker, layers),
-        connections=_merge(ConnectionSettings, "connections", layers, CONNECTIONS[mta] if mta else {}),
-        timeouts=_merge(TimeoutSettings, "timeouts", layers),
+        connections=merge(ConnectionSettings, "connections", layers, CONNECTIONS[mta] if mta else {}),
+        timeouts=merge(TimeoutSettings, "timeouts", layers),
         tls=tls.merge([((*layer.path, "tls"), layer.section.tls) for layer in layers], address),
         identity=identity or IdentityMode.NONE,
         received=received or ReceivedMode.AUTO,
+        max_connections=max_connections(layers, mta),
     )
 
 
@@ -141,7 +141,7 @@ def _backend_name(checker: Checker, section: Backend, path: Path) -> str:
 
 def _source(checker: Checker, layers: Sequence[Layer], section: Backend) -> str | None:
     """The local address of the backend's family; None if that family has none: then the system chooses."""
-    written, path = _most_specific(layers, "source")
+    written, path = most_specific(layers, "source")
     if written is None or section.address is None:
         return None
     version = family(section.address.host)
@@ -152,52 +152,36 @@ def _source(checker: Checker, layers: Sequence[Layer], section: Backend) -> str 
     return fitting[0] if fitting else None
 
 
+def _policy(checker: Checker, layers: Sequence[Layer]) -> Policy | None:
+    """None: what was written for it is a mistake, so nothing is judged by it."""
+    if not all(checker.is_sound((*layer.path, "policy")) for layer in layers):
+        return None
+    written, _ = most_specific(layers, "policy")
+    return written or Policy.ROUND_ROBIN
+
+
 def _balance_per(layers: Sequence[Layer], backends: Sequence[BackendSettings]) -> BalancePer:
     """As written. Else a session whose connections belong to it stays where it has one: moving costs a new
     connection and the client's identity told again.
     """
-    written, _ = _most_specific(layers, "balance_per")
+    written, _ = most_specific(layers, "balance_per")
     if isinstance(written, BalancePer):
         return written
     binds = any(backend.identity.binds for backend in backends)
     return BalancePer.SESSION if binds else BalancePer.TRANSACTION
 
 
-# The merge.
-
-
-def _most_specific(layers: Sequence[Layer], attribute: str) -> tuple[Any, Path]:
-    """A value of its own, and where it was written; None if no layer wrote it."""
-    for layer in reversed(layers):
-        if attribute in layer.section.model_fields_set:
-            return getattr(layer.section, attribute), (*layer.path, attribute)
-    return None, layers[-1].path
-
-
-def _merge(
-    kind: type[T], attribute: str, layers: Sequence[Layer], preset: Mapping[str, Any] | None = None
-) -> T:
-    """A section of values: key by key, later layers win."""
-    values: dict[str, Any] = dict(preset or {})
-    for layer in layers:
-        section = getattr(layer.section, attribute)
-        if section is not None:
-            values.update(section.written())
-    return kind(**values)
-
-
 def _merge_check(checker: Checker, layers: Sequence[Layer]) -> CheckSettings:
-    """As _merge. A fast interval that nobody wrote never exceeds the interval that somebody did."""
-    check = _merge(CheckSettings, "check", layers)
+    """As merge(). A fast interval that nobody wrote never exceeds the interval that somebody did."""
+    check = merge(CheckSettings, "check", layers)
     if check.fast_interval_s <= check.interval_s:
         return check
-    for layer in reversed(layers):
-        if layer.section.check is not None and "fast_interval_s" in layer.section.check.model_fields_set:
-            interval = format_duration(check.interval_s)
-            path = (*layer.path, "check", "fast_interval")
-            checker.fault(path, f"must not be longer than interval ({interval})")
-            return check
-    return replace(check, fast_interval_s=check.interval_s)
+    path = written_at(layers, "check", "fast_interval_s")
+    if path is None:
+        return replace(check, fast_interval_s=check.interval_s)
+    interval = format_duration(check.interval_s)
+    checker.fault((*path, "fast_interval"), f"must not be longer than interval ({interval})")
+    return check
 
 
 # Rules that span keys.
@@ -219,9 +203,9 @@ def _judge_check(checker: Checker, layer: Layer) -> None:
             checker.fault(path, f"no effect with level: {check.level}", of_key=True)
 
 
-def _judge_weight(checker: Checker, path: Path, policy: Policy) -> None:
-    if policy is Policy.ROUND_ROBIN and checker.is_sound(path):
-        checker.fault(path, "no effect under policy round-robin: use policy: weighted", of_key=True)
+def _judge_weight(checker: Checker, path: Path) -> None:
+    if checker.wrote(path) and checker.is_sound(path):
+        checker.fault(path, NO_WEIGHTS, of_key=True)
 
 
 def _judge_sources(checker: Checker, layer: Layer, addresses: Sequence[Address]) -> None:

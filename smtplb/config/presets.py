@@ -1,4 +1,4 @@
-"""What `mta:` presets: values for kept connections that suit the documented defaults of an MTA.
+"""What `mta:` presets: values for connections that suit the documented defaults of an MTA.
 
 Owns the numbers and their sources. Does not own merging (pools.py).
 Invariant: a preset is only a lower layer: any key that is written wins over it.
@@ -31,4 +31,17 @@ CONNECTIONS: Mapping[Mta, Mapping[str, int | float]] = {
         # ConnectionTimeout ends also busy connections: 5 min on Edge Transport, 10 min elsewhere.
         "max_age_s": 240.0,
     },
+}
+
+# Of all that an MTA takes by default; the rest is for checks, for other clients, or for a second balancer.
+MAX_CONNECTIONS: Mapping[Mta, int | None] = {
+    # smtpd_client_connection_count_limit 50 for an address that is not in mynetworks; default_process_limit 100
+    # is for all clients, so two balancers fit (postconf(5)).
+    Mta.POSTFIX: 40,
+    # smtp_accept_max 20, as above; the 21st hears 421.
+    Mta.EXIM: 16,
+    # MaxDaemonChildren is not set by default: no limit (operations guide 4.11).
+    Mta.SENDMAIL: None,
+    # MaxInboundConnectionPerSource 20, as above; the 21st hears 421 4.3.2.
+    Mta.EXCHANGE: 18,
 }

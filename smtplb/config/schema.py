@@ -1,26 +1,23 @@
 """The keys of this version's configuration file.
 
 Owns which keys exist, the form of their values, and the keys that a later version will know. Does not own
-defaults (smtplb/settings.py), rules between keys (pools.py, back_tls.py, groups.py, routes.py, listeners.py,
-listener_rules.py, front_tls.py) or conditions (conditions.py).
+defaults (smtplb/settings.py), rules between keys (pools.py, pool_limits.py, back_tls.py, groups.py, routes.py,
+listeners.py, listener_rules.py, front_tls.py, document.py) or conditions (conditions.py).
 Invariant: a key is here only if it has an effect, and docs/configuration.md describes each (tests/config
 checks that).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
+from pydantic import BeforeValidator, Field, PlainValidator
 
-from smtplb.config import pem
-from smtplb.config.addresses import backend_address, bind_address, bind_addresses, source_address, unix_path
+from smtplb.config import pem, readers
+from smtplb.config.addresses import backend_address, source_address
 from smtplb.config.conditions import NetworkList, When, anyone
 from smtplb.config.errors import quote
-from smtplb.config.files import UnreadableError, read_secret
 from smtplb.config.replies import refuse_reply
 from smtplb.config.scalars import (
     boolean,
@@ -37,7 +34,7 @@ from smtplb.config.scalars import (
     whole,
     word,
 )
-from smtplb.config.section import Section, as_list, context_of
+from smtplb.config.section import Section, as_list
 from smtplb.settings import (
     Address,
     AuthMode,
@@ -57,11 +54,12 @@ from smtplb.settings import (
 )
 
 ANYONE = "anyone"
+OFF = "off"
 TLS_VERSIONS = ("TLS1.2", "TLS1.3")
+MAX_CONNECTIONS = 65535  # more than one address can open to another: ports
 MAX_GREETING_DELAY_S = 60.0  # RFC 5321 4.5.3.2.1: a client waits 5 minutes; people at its end wait less
 LOG_FORMATS = ("auto", "text", "ecs")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_STREAMS = ("stdout", "stderr")
 LOG_ADDRESSES = ("plain", "hash", "omit")
 
 
@@ -70,49 +68,6 @@ class Mta(StrEnum):
     EXIM = "exim"
     SENDMAIL = "sendmail"
     EXCHANGE = "exchange"
-
-
-# Readers that need to know where the file stands.
-
-
-def _binds(value: object, info: ValidationInfo) -> tuple[Address, ...]:
-    return bind_addresses(value, context_of(info).directory)
-
-
-def _bind(value: object, info: ValidationInfo) -> Address:
-    return bind_address(value, context_of(info).directory)
-
-
-def _socket(value: object, info: ValidationInfo) -> str:
-    return unix_path(value, context_of(info).directory)
-
-
-def _token(value: object, info: ValidationInfo) -> str:
-    try:
-        return read_secret(context_of(info).path(text(value)))
-    except UnreadableError as error:
-        raise ValueError(str(error)) from None
-
-
-def _pem(check: Callable[[FilePath], None]) -> Callable[[object, ValidationInfo], str]:
-    def read(value: object, info: ValidationInfo) -> str:
-        path = context_of(info).path(text(value))
-        try:
-            check(path)
-        except UnreadableError as error:
-            raise ValueError(str(error)) from None
-        return str(path)
-
-    return read
-
-
-def _destination(value: object, info: ValidationInfo) -> str:
-    written = text(value)
-    if written in LOG_STREAMS:
-        return written
-    if "/" not in written:
-        raise ValueError("must be stdout, stderr or a path with a slash, such as /var/log/smtplb.log")
-    return str(context_of(info).path(written))
 
 
 def _accept(value: object) -> object:
@@ -132,6 +87,7 @@ def _one_version(value: object) -> int:
 Level = Annotated[CheckLevel, PlainValidator(choice(CheckLevel, ("starttls", "auth", "rcpt")))]
 Duration = Annotated[float, PlainValidator(duration)]
 PositiveDuration = Annotated[float, PlainValidator(positive_duration)]
+Size = Annotated[int, PlainValidator(positive_size)]
 Percent = Annotated[float, PlainValidator(percent)]
 Name = Annotated[str, PlainValidator(name)]
 Hostname = Annotated[str, PlainValidator(hostname)]
@@ -142,8 +98,8 @@ Sources = Annotated[
 ]
 Count = Annotated[int, PlainValidator(whole(1, 1_000_000))]
 CountOrUnlimited = Annotated[int | None, PlainValidator(or_unlimited(whole(1, 1_000_000)))]
-Bind = Annotated[Address, PlainValidator(_bind)]
-Authorities = Annotated[str, PlainValidator(_pem(pem.authorities))]
+Bind = Annotated[Address, PlainValidator(readers.bind)]
+Authorities = Annotated[str, PlainValidator(readers.good_path(pem.authorities))]
 
 
 # Pools.
@@ -192,13 +148,36 @@ class BackTls(Section):
     server_name: Hostname | None = None
 
 
+class Queue(Section):
+    length: Count | None = None
+    timeout_s: PositiveDuration | None = Field(None, alias="timeout")
+
+
+class Eject(Section):
+    # From 2: no client alone may take a backend out, and one network counts once.
+    after: Annotated[int, PlainValidator(whole(2, 1000))] | None = None
+    for_s: PositiveDuration | None = Field(None, alias="for")
+    max_for_s: PositiveDuration | None = Field(None, alias="max_for")
+    at_most_ratio: Percent | None = Field(None, alias="at_most")
+
+
+NO_EJECT = Eject.model_construct()  # `eject: off`: this very object
+
+
+def _eject(value: object) -> object:
+    if value == OFF:
+        return NO_EJECT
+    if isinstance(value, str | int):
+        raise ValueError(f"{quote(value)}: must be a mapping of keys, or the word {OFF}")
+    return value
+
+
 class PerBackend(Section):
     """What defaults.pool, a pool and a backend may all say. The most specific one counts, key by key."""
 
-    later = frozenset({"max_connections", "eject", "slow_start"})
-
     mta: Annotated[Mta, PlainValidator(choice(Mta))] | None = None
     source: Sources | None = None
+    max_connections: Annotated[int | None, PlainValidator(or_unlimited(whole(1, MAX_CONNECTIONS)))] = None
     identity: Annotated[IdentityMode, PlainValidator(choice(IdentityMode))] | None = None
     received: Annotated[ReceivedMode, PlainValidator(choice(ReceivedMode))] | None = None
     tls: BackTls | None = None
@@ -208,14 +187,18 @@ class PerBackend(Section):
 
 
 class PoolDefaults(PerBackend):
-    later = PerBackend.later | {"hash_on", "queue"}
+    later = frozenset({"hash_on"})
 
     policy: Annotated[Policy, PlainValidator(choice(Policy, ("random-two", "fastest", "hash")))] | None = None
     budget: Budget | None = None
     balance_per: Annotated[BalancePer, PlainValidator(choice(BalancePer))] | None = None
+    queue: Queue | None = None
+    eject: Annotated[Eject | None, BeforeValidator(_eject)] = None
+    slow_start_s: Duration | None = Field(None, alias="slow_start")
 
 
 class Backend(PerBackend):
+    later = frozenset({"eject", "slow_start"})
     required = {"address": "address: HOST:PORT"}
     shorthand = "address"
 
@@ -287,8 +270,8 @@ class Limits(Section):
 class Certificate(Section):
     required = {"certificate": "certificate: FILE, in PEM, with its chain", "key": "key: FILE, in PEM"}
 
-    certificate: Annotated[str, PlainValidator(_pem(pem.certificate))] | None = None
-    key: Annotated[str, PlainValidator(_pem(pem.key))] | None = None
+    certificate: Annotated[str, PlainValidator(readers.good_path(pem.certificate))] | None = None
+    key: Annotated[str, PlainValidator(readers.good_path(pem.key))] | None = None
 
 
 class FrontTls(Section):
@@ -314,7 +297,7 @@ class Listener(Section):
 
     name: Name | None = None
     bind: Annotated[
-        list[Annotated[tuple[Address, ...], PlainValidator(_binds)]],
+        list[Annotated[tuple[Address, ...], PlainValidator(readers.binds)]],
         BeforeValidator(as_list),
         Field(min_length=1),
     ] = []
@@ -343,9 +326,14 @@ class Shutdown(Section):
 
 
 class Replay(Section):
-    later = frozenset({"memory", "per_message", "total"})
-
+    memory_bytes: Size | None = Field(None, alias="memory")
+    per_message_bytes: Size | None = Field(None, alias="per_message")
+    total_bytes: Size | None = Field(None, alias="total")
     attempts: Annotated[int, PlainValidator(whole(1, 10))] | None = None
+
+
+class InDoubt(Section):
+    remember_s: Duration | None = Field(None, alias="remember")
 
 
 class Defaults(Section):
@@ -354,8 +342,8 @@ class Defaults(Section):
 
 class Admin(Section):
     bind: Bind | None = None
-    socket: Annotated[str, PlainValidator(_socket)] | None = None
-    token: Annotated[str, PlainValidator(_token)] | None = Field(None, alias="token_file")
+    socket: Annotated[str, PlainValidator(readers.admin_socket)] | None = None
+    token: Annotated[str, PlainValidator(readers.token)] | None = Field(None, alias="token_file")
 
 
 class Probes(Section):
@@ -367,7 +355,7 @@ class Probes(Section):
 class Log(Section):
     format: Annotated[str, PlainValidator(word(LOG_FORMATS))] | None = None
     level: Annotated[str, PlainValidator(word(LOG_LEVELS))] | None = None
-    destination: Annotated[str, PlainValidator(_destination)] | None = None
+    destination: Annotated[str, PlainValidator(readers.log_destination)] | None = None
     addresses: Annotated[str, PlainValidator(word(LOG_ADDRESSES))] | None = None
 
 
@@ -378,13 +366,16 @@ class Document(Section):
         "listeners": 'listeners: [{bind: "127.0.0.1:2525", to: POOL}]',
         "pools": 'pools: {POOL: {backends: ["HOST:PORT"]}}',
     }
-    later = frozenset({"workers", "user", "state_dir", "in_doubt"})
+    later = frozenset({"user"})
 
     version: Annotated[int, PlainValidator(_one_version)] = 1
     hostname: Hostname | None = None
     include: Annotated[list[Annotated[str, PlainValidator(text)]], BeforeValidator(as_list)] = []
+    workers: Annotated[int, PlainValidator(readers.workers)] = 1
+    state_dir: Annotated[str, PlainValidator(readers.state_directory)] | None = None
     shutdown: Shutdown | None = None
     replay: Replay | None = None
+    in_doubt: InDoubt | None = None
     networks: dict[str, Any] = {}
     defaults: Defaults | None = None
     listeners: list[Listener] = []

@@ -44,8 +44,8 @@ _TEXTS: dict[tuple[Reason, Phase], str] = {
 }
 _PROXY_MODES = (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
 # How the header is answered where it is read as commands: v1 is one unknown command, v2 begins with empty
-# lines and QUIT (specification 2.2).
-_TO_A_COMMAND = frozenset({221, 500, 501, 502, 503, 504})
+# lines and QUIT (specification 2.2). Not 501 and 504: those judge the name in EHLO.
+_TO_A_COMMAND = frozenset({221, 500, 502, 503})
 _OPENSSL_NAME = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+\Z")  # CERTIFICATE_VERIFY_FAILED
 
 
@@ -133,7 +133,7 @@ def failed(
         seen = _seen(connection) if hello is not None and hello.code == 250 else None
         return CheckResult(False, f"identity: {printable(failure.detail)}", duration_s, False, seen)
     if settings.identity in _PROXY_MODES and _reads_header_as_command(connection, failure):
-        return _no_proxy(duration_s)
+        return _no_proxy(duration_s, failure.reply)
     level = settings.check.level
     if failure.phase in _PASSED_IF_FAILED_IN[level]:
         greeting = connection.greeted if level is CheckLevel.BANNER else None
@@ -150,8 +150,9 @@ def _reads_header_as_command(connection: ProbeConnection, failure: Failure) -> b
     return failure.reason is Reason.GARBLED
 
 
-def _no_proxy(duration_s: float) -> CheckResult:
-    return CheckResult(False, "identity: does not take the PROXY header", duration_s, identity=False)
+def _no_proxy(duration_s: float, reply: Reply | None = None) -> CheckResult:
+    said = "" if reply is None else f" ({printable(reply.text_line())})"
+    return CheckResult(False, f"identity: does not take the PROXY header{said}", duration_s, identity=False)
 
 
 def _words(settings: BackendSettings, failure: Failure, duration_s: float) -> str:

@@ -79,12 +79,12 @@ def group_of(group: str) -> GroupSettings:
 
 
 def with_listener(listener: str, before: str = "") -> str:
-    """The keys of one listener before pool `p`, on a host with a full name."""
+    """The keys of one listener before pool `p`, which may be sent passwords, on a host with a full name."""
     return f"""
 hostname: lb1.example.net
 {before}
 listeners: [{{{listener}}}]
-pools: {{p: {{backends: ["b.test:25"]}}}}
+pools: {{p: {{backends: ["b.test:25"], tls: {{mode: required}}}}}}
 """
 
 
@@ -98,13 +98,15 @@ def route_of(rules: str) -> RouteSettings:
 
 
 def with_route(rules: str, listener: str = 'bind: "127.0.0.1:2525", to: r', before: str = "") -> str:
-    """The rules of route `r` in flow style without the brackets, and the keys of a listener before it."""
+    """The rules of route `r` in flow style without the brackets, and the keys of a listener before it. Pools p and q
+    may be sent passwords."""
     return f"""
 hostname: lb1.example.net
 {before}
 listeners: [{{{listener}}}]
 routes: {{r: [{rules}]}}
-pools: {{p: {{backends: ["p.test:25"]}}, q: {{backends: ["q.test:25"]}}}}
+x-tls: &tls {{mode: required}}
+pools: {{p: {{backends: ["p.test:25"], tls: *tls}}, q: {{backends: ["q.test:25"], tls: *tls}}}}
 """
 
 

@@ -23,9 +23,12 @@ FULL = """\
 version: 1
 hostname: lb1.example.net
 include: [nowhere.d/*.yaml]
+workers: auto
+replay: {memory: 256KiB, per_message: 50MiB, total: 1GiB, attempts: 3}
+in_doubt: {remember: 10m}
 x-check: &check {level: ehlo, interval: 10s, fast_interval: 2s, timeout: 8s, rise: 2, fall: 3}
 networks: {inside: [10.0.0.0/8, "fd00::/8"], all: [inside, loopback]}
-defaults: {pool: {mta: exim, timeouts: {connect: 5s}, source: 10.0.0.1}}
+defaults: {pool: {mta: exim, timeouts: {connect: 5s}, source: 10.0.0.1, eject: {after: 5, for: 30s, max_for: 5m}}}
 listeners:
   - name: mx
     bind: ["0.0.0.0:25", "[::]:25", "unix:mx.sock"]
@@ -57,7 +60,11 @@ pools:
     identity: xclient
     received: never
     balance_per: session
-  west: {backends: ["[2001:db8::1]:25"], source: "2001:db8::2"}
+    max_connections: 80
+    queue: {length: 500, timeout: 10s}
+    eject: {at_most: 50%}
+    slow_start: 30s
+  west: {backends: ["[2001:db8::1]:25"], source: "2001:db8::2", tls: {mode: implicit}, max_connections: unlimited}
 admin: {bind: "127.0.0.1:8025", socket: admin.sock}
 probes: {bind: "0.0.0.0:8026"}
 log: {format: auto, level: info, destination: stdout, addresses: plain}
@@ -126,7 +133,7 @@ WORDS = [
     "p", "g", "a.test:25", "127.0.0.1:25", ":25", "unix:/a", "5s", "1MiB", "50%", "anyone", "any", "<>",
     "starttls", "relay", "required", "xclient", "550 5.7.1 no", "r",
     "weighted", "active-active", "active-passive", "manual", "off", "unlimited", "a@b.test", ".b.test",
-    "none", "postfix", "$$", "",
+    "none", "postfix", "auto", "$$", "",
 ]  # fmt: skip
 SCALARS = st.one_of(
     st.sampled_from(WORDS),

@@ -165,7 +165,7 @@ def test_without_accept_only_this_host_may_send(tmp_path: Path) -> None:
 
 def test_all_mistakes_go_to_stderr_and_the_exit_status_is_1(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
-    path.write_text(SMALLEST.replace("127.0.0.1:2525", "0.0.0.0:25") + "workers: auto\nhostname: a\n")
+    path.write_text(SMALLEST.replace("127.0.0.1:2525", "0.0.0.0:25") + "user: a\nhostname: a\n")
     result = run(str(path))
     assert (result.exit_code, result.stdout) == (1, "")
     assert [line.split(": ")[0] for line in result.stderr.splitlines()] == [

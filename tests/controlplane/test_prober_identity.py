@@ -159,8 +159,19 @@ class TestIdentity:
             await client.octets(100_000)
 
         async with probed(script, level, identity=mode) as it:
-            assert await it.result() == (False, "identity: does not take the PROXY header")
+            passed, text = await it.result()
+            assert not passed
+            assert text.startswith("identity: does not take the PROXY header")
             assert it.last.identity is False
+
+    async def test_a_backend_that_dislikes_our_name_may_well_take_the_header(self) -> None:
+        async def script(client: Conversation) -> None:
+            await client.hear()
+            await greets_and("501 5.5.2 no such name\r\n")(client)
+
+        async with probed(script, identity=IdentityMode.PROXY_V1) as it:
+            assert await it.result() == (False, "501 5.5.2 no such name")
+            assert it.last.identity is None
 
 
 class TestTls:
