@@ -16,8 +16,8 @@ from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.router import Target
-from smtplb.observe.events import AttemptFailed, AttemptOutcome, Phase
-from smtplb.policy.outcome import Blame, classify_opening
+from smtplb.observe.events import AttemptFailed, AttemptOutcome, BackendBlamed, Phase
+from smtplb.policy.outcome import Blame, Reason, classify_opening
 from smtplb.policy.refusal import Refusal
 from smtplb.policy.retry import attempt_deadline_s
 from smtplb.smtp.replies import Reply
@@ -117,7 +117,7 @@ class Authentication:
         if self.seeking and self.backend is not None:
             self._stop_seeking()
             self.backend.cancel(self)
-        self._drop()
+        self._drop(abort=True)
 
     # -- the backend's side -------------------------------------------------------------------------
 
@@ -133,19 +133,26 @@ class Authentication:
         decision = classify_opening(failure.reason, failure.reply, identity_sent=failure.identity_sent)
         backend.attempts[AttemptOutcome.FAULT] += 1
         client = self._client
-        self._context.runtime.emit(
+        pool, name = backend.key
+        session_id = client.id if client is not None else ""
+        client_text = client.client_text if client is not None else ""
+        blamed = decision.blame is Blame.AT_ONCE
+        emit = self._context.runtime.emit
+        emit(
             AttemptFailed(
-                pool=backend.key[0],
-                backend=backend.key[1],
-                session_id=client.id if client is not None else "",
-                client=client.client_text if client is not None else "",
+                pool=pool,
+                backend=name,
+                session_id=session_id,
+                client=client_text,
                 outcome=AttemptOutcome.FAULT,
                 phase=failure.phase.value,
                 reason=failure.reason.value,
                 detail=failure.detail,
-                blamed=decision.blame is Blame.AT_ONCE,
+                blamed=blamed,
             )
         )
+        if blamed:
+            emit(BackendBlamed(pool, name, session_id, client_text, failure.reason.value))
         self.start()
         if self.over and client is not None:
             client.turn()
@@ -153,14 +160,14 @@ class Authentication:
     def deadline_passed(self, now: float) -> None:
         assert self.backend is not None
         self.backend.cancel(self)
-        self._stop_seeking()
-        self.start()
-        if self.over and self._client is not None:
-            self._client.turn()
+        self.lease_failed(Failure(Phase.CONNECT, Reason.TIMEOUT, b"no connection in time"))
 
     def reply_received(self, connection: Connection, token: object, reply: Reply) -> None:
         backend = self.backend
         assert backend is not None
+        if token is None:  # out of step: its next words would be taken for an answer
+            self._drop(abort=True)
+            return
         connection.expect_until(Phase.MAIL, NEVER)
         if reply.code == 334:
             self._fill(reply.wire())
@@ -168,11 +175,11 @@ class Authentication:
         if reply.code == 235:
             self.succeeded = True
             connection.binding = self.binding
-            self.binding.pinned = backend
+            self.binding.pinned, self.binding.pinned_on = backend, connection
             self._connection = None
             backend.release(connection)
         else:
-            self._drop()
+            self._drop(abort=reply.code < 400)
         # 421 is about the backend's channel; 3xx and other 2xx are no answers to AUTH.
         relayable = reply.code == 235 or (400 <= reply.code < 600 and reply.code != 421)
         self._end(reply.wire() if relayable else Refusal.AUTH_NOT_NOW.wire)
@@ -215,8 +222,9 @@ class Authentication:
         self.over = True
         self._fill(wire)
 
-    def _drop(self) -> None:
-        """A connection on which an exchange failed or stopped is not shared."""
+    def _drop(self, *, abort: bool) -> None:
+        """A connection on which an exchange failed or stopped is not shared. `abort`: the backend may still await a response,
+        and would take our QUIT for one."""
         connection, self._connection = self._connection, None
         if connection is not None and self.backend is not None:
-            self.backend.abort(connection) if not connection.fifo_empty else self.backend.retire(connection)
+            (self.backend.abort if abort else self.backend.retire)(connection)

@@ -34,6 +34,11 @@ class Seeker(Holder, Protocol):
     def lease_failed(self, failure: Failure) -> None: ...
 
 
+def _is_pinned(connection: Connection) -> bool:
+    """A client was authenticated on it."""
+    return connection.binding is not None and connection.binding.pinned_on is connection
+
+
 class Backend:
     """One MTA address as a worker sees it."""
 
@@ -138,7 +143,8 @@ class Backend:
         limit = self.settings.max_connections
         if limit is None or binding.kept.get(self) is not None:
             return True
-        spare = limit - self._connections_of_all + len(self._idle) + len(self._bound) + len(self._connecting)
+        idle = len(self._idle) + sum(not _is_pinned(connection) for connection in self._bound)
+        spare = limit - self._connections_of_all + idle + len(self._connecting)
         return spare > len(self._seekers)
 
     # -- leases ------------------------------------------------------------------------------------
@@ -158,17 +164,21 @@ class Backend:
         return None
 
     def _make_room(self) -> None:
-        """At the limit, an idle connection that this seeker cannot use ends for its sake."""
+        """At the limit, an idle connection that no seeker can use ends for the sake of one."""
         limit = self.settings.max_connections
         if limit is None or self._connections_of_all < limit:
             return
-        if self._idle:
-            self.retire(self._idle[0])
-            return
-        for connection in self._bound:
-            if connection.binding is None or connection.binding.pinned is not self:
+        if len(self._quitting) + len(self._connecting) >= self._wanting:
+            return  # there will be room enough
+        for connection in [*self._idle, *self._bound]:
+            if not _is_pinned(connection):
                 self.retire(connection)
                 return
+
+    @property
+    def _wanting(self) -> int:
+        """Seekers that a new connection would serve. One whose client is authenticated waits for its own."""
+        return sum(seeker.binding.pinned is not self for seeker in self._seekers)
 
     def _kept_for(self, seeker: Seeker) -> Connection | None:
         binding = seeker.binding
@@ -203,6 +213,7 @@ class Backend:
         if connection.state in (State.QUITTING, State.CLOSED):
             return
         self._unbind(connection)
+        self._unpin(connection)
         self._move(connection, State.QUITTING)
         connection.quit()
 
@@ -224,7 +235,7 @@ class Backend:
 
     def retire_idle(self) -> None:
         for connection in [*self._idle, *self._bound]:
-            if connection.binding is None or connection.binding.pinned is not self:
+            if not _is_pinned(connection):
                 self.retire(connection)
 
     def close(self) -> None:
@@ -269,7 +280,7 @@ class Backend:
             self._clear_until_s = self._runtime.deadlines.clock() + CLEAR_AFTER_FAILED_TLS_S
         else:
             for seeker in self._seekers:
-                if connection.binding is None or seeker.binding is connection.binding:
+                if self._may_use(seeker, connection):
                     self._seekers.remove(seeker)
                     seeker.lease_failed(failure)
                     break
@@ -294,7 +305,7 @@ class Backend:
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
         limits = self.settings.connections
-        if connection.binding is not None and connection.binding.pinned is self:
+        if _is_pinned(connection):
             return False  # authenticated: it cannot be replaced
         return (
             connection.transactions >= limits.max_transactions
@@ -307,7 +318,7 @@ class Backend:
         """It is free: to the first who waits for such a one, else to those that are kept while there is room."""
         binding = connection.binding
         for seeker in self._seekers:
-            if (binding is None or seeker.binding is binding) and (
+            if self._may_use(seeker, connection) and (
                 connection.transactions == 0 or not seeker.wants_fresh
             ):
                 self._seekers.remove(seeker)
@@ -328,24 +339,27 @@ class Backend:
         else:
             self._move(connection, State.IDLE)
         now = self._runtime.deadlines.clock()
-        if binding is not None and binding.pinned is self:
+        if _is_pinned(connection):
             connection.keep_until(
                 NEVER
             )  # authenticated: it ends with the session, or when the backend ends it
         else:
             connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
+            if self._seekers:  # none of them can use it
+                self._make_room()
         if self.on_room is not None:
             self.on_room()
 
     def _open_for_seekers(self) -> None:
         """One connection under way for each seeker; where a connection carries an identity, one of the seeker's own."""
         if not self.settings.identity.binds:
-            while len(self._connecting) < len(self._seekers) and self._below_limit():
+            while len(self._connecting) < self._wanting and self._below_limit():
                 self._open(None)
         else:
             under_way = {connection.binding for connection in self._connecting}
             for seeker in self._seekers:
-                if seeker.binding not in under_way and self._below_limit():
+                wants = seeker.binding.pinned is not self and seeker.binding not in under_way
+                if wants and self._below_limit():
                     self._open(seeker.binding)
         if self.on_room is not None:
             self.on_room()
@@ -401,6 +415,26 @@ class Backend:
         if binding is not None and binding.kept.get(self) is connection:
             del binding.kept[self]
 
+    def _unpin(self, connection: Connection) -> None:
+        """It ends: nobody else knows the client that was authenticated on it."""
+        binding = connection.binding
+        if binding is None or binding.pinned_on is not connection:
+            return
+        binding.pinned_on = None
+        for seeker in self._seekers:
+            if seeker.binding is binding:
+                self._seekers.remove(seeker)
+                seeker.lease_failed(
+                    Failure(Phase.RSET, Reason.LOST, b"authenticated connection lost", identity_sent=True)
+                )
+                break
+
+    def _may_use(self, seeker: Seeker, connection: Connection) -> bool:
+        """Identity and authentication allow it (design 4.11)."""
+        if seeker.binding.pinned is self:
+            return seeker.binding.pinned_on is connection
+        return connection.binding is None or connection.binding is seeker.binding
+
     def _move(self, connection: Connection, state: State) -> None:
         if connection.state is State.BOUND:
             self._unbind(connection)
@@ -432,6 +466,7 @@ class Backend:
     def _forget(self, connection: Connection) -> None:
         self._unbind(connection)
         self._remove(connection)
+        self._unpin(connection)
         self._share()
 
     def _remove(self, connection: Connection) -> None:

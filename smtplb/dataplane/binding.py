@@ -25,18 +25,25 @@ class Keeper(Protocol):
 
 
 class Binding:
-    """One for each session. `pinned`: the backend that authenticated the client (design 4.2); `sticky`: the one chosen for
-    the session where balance_per is session; `verdict`: what a backend said of this client at connect, for every RCPT."""
+    """One for each session. `pinned`: the backend that authenticated the client (design 4.2), on `pinned_on` while that lives;
+    `sticky`: the one chosen for the session where balance_per is session; `verdict`: what a backend said of this client at
+    connect, for every RCPT."""
 
-    __slots__ = ("alive", "identity", "kept", "pinned", "sticky", "verdict")
+    __slots__ = ("alive", "identity", "kept", "pinned", "pinned_on", "sticky", "verdict")
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.kept: dict[Keeper, KeptConnection] = {}
         self.pinned: Keeper | None = None
+        self.pinned_on: KeptConnection | None = None
         self.sticky: Keeper | None = None
         self.verdict: bytes | None = None
         self.alive = True
+
+    @property
+    def pinned_lost(self) -> bool:
+        """The one connection on which the client is known has ended."""
+        return self.pinned is not None and self.pinned_on is None
 
     def end(self) -> None:
         """The session is over, and with it what it kept."""

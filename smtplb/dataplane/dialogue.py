@@ -170,6 +170,16 @@ class Dialogue:
         else:
             _HANDLERS[verb](self, argument)
 
+    def unreadable(self, line: bytes, row: Refusal) -> None:
+        """A line that is not taken, whatever it says. It ends an exchange (RFC 4954 4); behind BDAT nobody knows what follows."""
+        auth, self._auth = self._auth, None
+        if auth is not None:
+            auth.abandon()
+            row = Refusal.AUTH_LINE_TOO_LONG if row is Refusal.LINE_TOO_LONG else row
+        self._channel.refuse(row)
+        if auth is None and split_line(line)[0] == b"BDAT":
+            self._channel.close("unreadable BDAT")
+
     def body(self, data: bytes) -> bytes:
         """Message content; what is behind it is given back."""
         if self._chunk_left:
@@ -341,12 +351,8 @@ class Dialogue:
         channel.await_reply(slot, barrier=True)
 
     def _auth_response(self, auth: Authentication, line: bytes) -> None:
-        if len(line) >= MAX_AUTH_LINE_BYTES or not is_auth_response(line):
-            self._auth = None
-            auth.abandon()
-            self._channel.refuse(
-                Refusal.AUTH_LINE_TOO_LONG if len(line) >= MAX_AUTH_LINE_BYTES else Refusal.AUTH_MALFORMED
-            )
+        if not is_auth_response(line):
+            self.unreadable(line, Refusal.AUTH_MALFORMED)
             return
         slot = ReplySlot()
         auth.respond(line, slot)
@@ -354,8 +360,7 @@ class Dialogue:
 
     @property
     def _pinned_lost(self) -> bool:
-        binding = self._channel.binding
-        return binding.pinned is not None and binding.pinned not in binding.kept
+        return self._channel.binding.pinned_lost
 
     # -- MAIL and RCPT ------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Search:
         binding = self._binding
         if binding.pinned is not None:
             # The one that authenticated the client, on the connection on which it did (design 4.2).
-            there = binding.pinned in binding.kept and not self._skip
+            there = not binding.pinned_lost and not self._skip
             return self.target.backend_named(binding.pinned.key) if there else None
         sticky = binding.sticky.key if binding.sticky is not None else None
         for wished in map(self.target.backend_named, filter(None, (self._preferred, sticky))):

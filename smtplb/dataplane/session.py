@@ -403,11 +403,11 @@ class Session(asyncio.Protocol):
     def _line(self, line: bytes) -> None:
         if self._skipping_line or len(line) >= self._dialogue.max_line_bytes:
             self._skipping_line = False
-            self.refuse(Refusal.LINE_TOO_LONG)
+            self._dialogue.unreadable(line, Refusal.LINE_TOO_LONG)
         elif line.endswith(b"\r"):
             self._dialogue.line(line[:-1])
         elif self._context.rejects_bare_newline:
-            self.refuse(Refusal.BARE_NEWLINE_COMMAND)
+            self._dialogue.unreadable(line, Refusal.BARE_NEWLINE_COMMAND)
         else:
             self._dialogue.line(line)
         if not self._closing:
