@@ -55,6 +55,7 @@ RULES = {  # the longest matching name decides
     "smtplb.__main__": Rule(("smtplb.cli",)),
     "smtplb.settings": Rule(is_pure=True),
     "smtplb.messages": Rule(("smtplb.settings", "smtplb.observe.events"), is_pure=True),
+    "smtplb.framing": Rule(is_pure=True),
     "smtplb.smtp": Rule(is_pure=True),
     "smtplb.policy": Rule(("smtplb.smtp", "smtplb.settings", "smtplb.messages"), is_pure=True),
     "smtplb.config": Rule(("smtplb.settings", "smtplb.smtp", "smtplb.policy"), ("pydantic",)),
@@ -83,6 +84,7 @@ RULES = {  # the longest matching name decides
 ALSO = {
     "smtplb.controlplane.supervisor": ("smtplb.dataplane.worker",),
     "smtplb.controlplane.link": ("smtplb.dataplane.worker",),
+    "smtplb.controlplane.process_link": ("smtplb.dataplane.scoreboard", "smtplb.framing"),
 }
 
 # The way of a message, in reading order. Imports lead to the right. A name covers its parts: `session` also

@@ -75,9 +75,11 @@ def summary(settings: Settings) -> Iterator[str]:
     ends |= {group.name: group for group in traffic.groups}
     ends |= {route.name: route for route in traffic.routes}
     backends = sum(len(pool.backends) for pool in traffic.pools)
+    workers = f"; {settings.workers} workers" if settings.workers > 1 else ""
     yield (
         f"{settings.source}: fine. {_count(len(traffic.listeners), 'listener')}, "
-        f"{_count(len(traffic.pools), 'pool')}, {_count(backends, 'backend')}; this host is {traffic.hostname}"
+        f"{_count(len(traffic.pools), 'pool')}, {_count(backends, 'backend')}; "
+        f"this host is {traffic.hostname}{workers}"
     )
     for listener in traffic.listeners:
         yield ""
@@ -162,10 +164,13 @@ def _pool(pool: PoolSettings) -> str:
     facts: list[str] = [pool.policy]
     if pool.balance_per is BalancePer.SESSION:
         facts.append("one backend a session")
-    facts += [
-        " / ".join(dict.fromkeys(map(fact, pool.backends)))  # backends of one pool may differ
-        for fact in (_check, _back_tls, _identity)
-    ]
+    about = [_check, _back_tls, _identity]
+    if any(backend.max_connections is not None for backend in pool.backends):
+        about.append(_max_connections)
+    # Backends of one pool may differ.
+    facts += [" / ".join(dict.fromkeys(map(fact, pool.backends))) for fact in about]
+    if pool.eject is None:
+        facts.append("no ejection")
     return f"pool {pool.name}: {_count(len(pool.backends), 'backend')}{with_backups}, {', '.join(facts)}"
 
 
@@ -174,6 +179,12 @@ def _check(backend: BackendSettings) -> str:
     if check.level is CheckLevel.OFF:
         return "no checks"
     return f"check {check.level} every {format_duration(check.interval_s)}"
+
+
+def _max_connections(backend: BackendSettings) -> str:
+    if backend.max_connections is None:
+        return "connections unlimited"
+    return f"at most {_count(backend.max_connections, 'connection')} each"
 
 
 def _identity(backend: BackendSettings) -> str:

@@ -51,7 +51,7 @@ class PoolLimits:
         deciding = [*(layer.path for layer in layers), *items]
         is_known = all(self._checker.is_sound((*path, key)) for path in deciding for key in _LIMITING)
         why = ""
-        if is_known and all(backend.max_connections is None for backend in backends):
+        if is_known and backends and all(backend.max_connections is None for backend in backends):
             why = "no effect without max_connections: nobody waits for a connection"
         for layer in _that_wrote("queue", layers):
             self._effects.note((*layer.path, "queue"), why)
@@ -82,19 +82,18 @@ class PoolLimits:
         written, path = most_specific(layers, "slow_start_s")
         if written is None:
             return 0.0
-        is_sound = self._checker.is_sound
         why = ""
         if policy is Policy.ROUND_ROBIN:
             why = NO_WEIGHTS
-        elif (
-            policy is not None
-            and all(backend.weight <= 1 for backend in backends)
-            and all(is_sound((*i, "weight")) for i in items)
-        ):
+        elif policy is not None and self._are_light(items, backends):
             why = "no effect on weights of 1, which have no parts: write weight: 10 in each backend"
         self._effects.note((*path[:-1], "slow_start"), why)
-        assert isinstance(written, float)
-        return written
+        return float(written)
+
+    def _are_light(self, items: Sequence[Path], backends: Sequence[BackendSettings]) -> bool:
+        if not backends or not all(self._checker.is_sound((*item, "weight")) for item in items):
+            return False
+        return all(backend.weight <= 1 for backend in backends)
 
     def _judge_times(self, layers: Sequence[Layer], eject: EjectSettings) -> None:
         if eject.max_for_s >= eject.for_s:

@@ -21,6 +21,7 @@ from smtplb.policy.outcome import (
     GARBLED_REPLY,
     IDENTITY_REFUSED,
     IDLE_LOSS,
+    OPENING_CUT,
     Command,
     Decision,
     Elsewhere,
@@ -140,6 +141,7 @@ class Attempt:
 
     __slots__ = (
         "_context",
+        "_cut_short",
         "_due",
         "_group",
         "_since_s",
@@ -177,6 +179,7 @@ class Attempt:
         self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
         self._due = 0  # RCPT replies owed
         self._since_s = 0.0
+        self._cut_short = False  # the client's budget bounds the wait for a connection, not the backend's timeouts
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 
@@ -191,9 +194,9 @@ class Attempt:
         timeouts = self.backend.settings.timeouts
         self._since_s = deadlines.clock()
         limit_s = timeouts.connect_s + 2 * timeouts.greeting_s
-        deadlines.set(
-            self, attempt_deadline_s(self._since_s, limit_s, self.budget_end_s, others_left=self.others_left)
-        )
+        end_s = attempt_deadline_s(self._since_s, limit_s, self.budget_end_s, others_left=self.others_left)
+        self._cut_short = end_s < self._since_s + limit_s
+        deadlines.set(self, end_s)
 
     def lease_granted(self, connection: Connection) -> None:
         deadlines = self._context.runtime.deadlines
@@ -213,12 +216,14 @@ class Attempt:
         assert self.step is Step.SEEKING
         self.backend.cancel(self)
         self.step = Step.OVER
-        self._opening_failed(Failure(Phase.CONNECT, Reason.TIMEOUT, b"no connection in time"))
+        failure = Failure(Phase.CONNECT, Reason.TIMEOUT, b"no connection in time")
+        self._opening_failed(failure, OPENING_CUT if self._cut_short else None)
 
-    def _opening_failed(self, failure: Failure) -> None:
-        decision = classify_opening(failure.reason, failure.reply, identity_sent=failure.identity_sent)
+    def _opening_failed(self, failure: Failure, decision: Decision | None = None) -> None:
+        if decision is None:
+            decision = classify_opening(failure.reason, failure.reply, identity_sent=failure.identity_sent)
         # What a backend says before it was told of the client is no answer to the client: nothing to relay.
-        words = failure.reply if failure.identity_sent else None
+        words = failure.reply if failure.identity_sent and decision.elsewhere is Elsewhere.NO else None
         self._trial.attempt_failed(Trouble(Command.CONNECT, decision, failure.phase, failure.detail, words))
         self._trial.tell_client()
 

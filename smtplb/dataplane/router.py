@@ -53,11 +53,10 @@ class Target:
             name = pool.settings.name
             old = self._shares.get(name)
             if share > 0:
-                kept[name] = (
-                    old
-                    if old is not None and old.weight == share and old.pool is pool
-                    else _Share(pool, share)
-                )
+                if old is None or old.pool is not pool:
+                    old = _Share(pool, share)
+                old.weight = share  # in place: what it has waited for stays its own
+                kept[name] = old
         self._shares = kept
         self._sharing.update(list(kept.values()))
         # sorted() is stable: pools without a share keep the order of preference.

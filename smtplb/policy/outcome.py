@@ -151,17 +151,25 @@ def classify_opening(reason: Reason, reply: Reply | None, *, identity_sent: bool
     """Decide about a connection that did not come up.
 
     Before an identity was told, nothing about the mail or the client was said, so it is the backend's trouble. After it, an
-    error reply is a verdict on the client (design 4.4), and a loss may be one.
+    error reply is a verdict on the client (design 4.4), and a loss may be one. But 421 4.3.x speaks of the backend, whoever
+    asks ("421 4.3.2 All server ports are busy"): another one is tried.
     """
     if reason is Reason.IDENTITY:
         return _NO_IDENTITY
-    if identity_sent:
+    if identity_sent and not (reply is not None and reply.code == 421 and _about_the_system(reply)):
         return _VERDICT if reply is not None else _NO_CONNECTION_FOR_CLIENT[reason]
     if reply is not None and reply.code == 421:
         return _POLICY_GREETING if (reply.enhanced or b"").startswith(b"4.7.") else _BUSY_GREETING
     return _NO_CONNECTION[reason]
 
 
+def _about_the_system(reply: Reply) -> bool:
+    """RFC 3463 3.4: X.3.x is the mail system's status."""
+    return (reply.enhanced or b"").startswith(b"4.3.")
+
+
+# The client's budget ended the wait before the backend's own time was up: nobody's fault.
+OPENING_CUT = Decision(Elsewhere.ANY, Blame.NEVER, Reason.TIMEOUT, closing=True)
 EARLY_REPLY = _EARLY
 IDENTITY_REFUSED = _NO_IDENTITY
 GARBLED_REPLY = _LOST[Reason.GARBLED]

@@ -40,7 +40,6 @@ class Refusal(Enum):
     AUTH_MECHANISM = (504, "5.4", "Unrecognized authentication type", "syntax")
     AUTH_MALFORMED = (501, "5.2", "Malformed authentication data", "syntax")
     AUTH_LINE_TOO_LONG = (500, "5.6", "Authentication exchange line too long", "syntax")
-    AUTH_REQUIRED = (530, "7.0", "Authentication required", "auth-required")
     AUTH_NOT_NOW = (454, "7.0", "Temporary authentication failure", "no-backend")
     BINARY_NEEDS_BDAT = (503, "5.1", "BINARYMIME needs BDAT", "order")
     CHUNK_UNREADABLE = (501, "5.4", "Malformed BDAT", "syntax")
