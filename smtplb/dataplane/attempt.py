@@ -440,8 +440,7 @@ class Attempt:
         if self.step is Step.BODY:
             if reply.code >= 400:
                 # 5xx is the verdict; 4xx may send us elsewhere. The rest of the body cannot go there either way.
-                decision = classify_reply(Command.BODY, reply, first_on_kept=False, errors_before=0)
-                self._fail(Command.BODY, decision, Phase.BLOCK, reply)
+                self._fail(Command.BODY, self._decide(Command.BODY, reply), Phase.BLOCK, reply)
             else:
                 self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply)
         elif reply.code == 421:
@@ -478,7 +477,7 @@ class Attempt:
         if self.step is Step.FINAL:
             self._trial.final_missing(failure.reason, failure.detail)
         elif self.step is Step.BODY:
-            decision = classify_loss(failure.reason, first_on_kept=False, errors_before=0)
+            decision = classify_loss(failure.reason, first_on_kept=False, errors_before=connection.errors)
             self._trial.attempt_failed(Trouble(Command.BODY, decision, Phase.BLOCK, failure.detail, None))
         elif failure.token is None:
             # It owed nothing: a client that takes its time outlasts a backend's patience. Nobody's fault.

@@ -318,9 +318,7 @@ class Backend:
         """It is free: to the first who waits for such a one, else to those that are kept while there is room."""
         binding = connection.binding
         for seeker in self._seekers:
-            if self._may_use(seeker, connection) and (
-                connection.transactions == 0 or not seeker.wants_fresh
-            ):
+            if self._may_use(seeker, connection) and (connection.transactions == 0 or not seeker.wants_fresh):
                 self._seekers.remove(seeker)
                 self._move(connection, State.LEASED)
                 connection.leased(seeker)

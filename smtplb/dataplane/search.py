@@ -84,9 +84,8 @@ class Search:
 
     @property
     def others_left(self) -> bool:
-        """While the present attempt runs: another usable backend could be asked after it."""
-        attempts = self.attempts
-        return attempts.count < attempts.limit and self.target.others_left(self._skip)
+        """While the present attempt runs: another backend could be asked after it."""
+        return self.attempts.count < self.attempts.limit and self.another_left
 
     @property
     def another_left(self) -> bool:

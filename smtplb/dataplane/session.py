@@ -412,6 +412,7 @@ class Session(asyncio.Protocol):
             self._dialogue.line(line)
         if not self._closing:
             self._expect_input()
+            self._end_if_draining()
 
     # -- replies (Channel) -------------------------------------------------------------------------
 
@@ -475,10 +476,13 @@ class Session(asyncio.Protocol):
             return
         if self._dialogue.transaction is None:
             self._backend_paused = False
-        if self.draining and self._dialogue.transaction is None:
+        self._expect_input()
+        self._end_if_draining()
+
+    def _end_if_draining(self) -> None:
+        """Between transactions: after a final reply, and after RSET or EHLO, too."""
+        if self.draining and self._dialogue.transaction is None and not self._slots:
             self.close_with(Refusal.SHUTTING_DOWN)
-        else:
-            self._expect_input()
 
     def _flush(self) -> None:
         """The turn is over: one write in each direction."""

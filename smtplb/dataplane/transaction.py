@@ -213,7 +213,7 @@ class Transaction:
         refusal = self._no_recipient()
         if refusal is not None:
             self._leave(closing=False)
-            self._answer_and_end(refusal.wire, "no recipient was taken", TransactionOutcome.REFUSED)
+            self._answer_and_end(refusal.wire, "no recipient was taken")
         elif self._answer is not None:
             self._answer_and_end(self._answer, "no attempt left")
         else:
@@ -226,7 +226,7 @@ class Transaction:
         refusal = self._no_recipient()
         if refusal is not None:
             self._leave(closing=False)
-            self._answer, self._refused_by_us = refusal.wire, True
+            self._answer = refusal.wire
         if self._answer is not None:
             self._relay = Relay(self._context.replay_budget, None, chunked=True, binary=True)
             self._relay.forgo_replay()
@@ -365,6 +365,8 @@ class Transaction:
             self.binding.sticky = backend
         if self._trace is None and backend.settings.adds_received:
             self._make_trace()
+        if not self._client_waits:
+            self._asked_s = self._context.runtime.deadlines.clock()
         budget_s = backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s
         self._attempt = Attempt(
             self._context,
@@ -384,6 +386,12 @@ class Transaction:
         )
         self._trace = Trace(line, context.hostname)
         self.trace_bytes = len(line)
+
+    @property
+    def _client_waits(self) -> bool:
+        """It asked something. Else an attempt begins because a backend was lost: between commands or in the body."""
+        slot = self._slot
+        return (slot is not None and slot.wire is None) or any(r.slot.wire is None for r in self.recipients)
 
     @property
     def _attempts_made(self) -> int:
@@ -414,7 +422,7 @@ class Transaction:
         possible = {Next.SAME_FRESH: self._can_refresh, Next.OTHER: self._can_ask_another}.get(following)
         if possible is not None and not possible():
             following = Attempts.without_other(decision, has_reply=has_reply)
-        if following is Next.RELAY and isinstance(command, Recipient) and command.accepted:
+        if following is Next.RELAY and self._promised(command):
             self._mismatch(trouble)
         elif following is Next.RELAY:
             self._relay_words(trouble)
@@ -433,6 +441,14 @@ class Transaction:
                 self._stick(_REFUSAL_OF.get(decision.reason, Refusal.NO_BACKEND).wire)
             else:
                 self._next_attempt(attempt.backend, trouble.phase, decision.reason, fresh=fresh)
+
+    def _promised(self, command: object) -> bool:
+        """The client was given another answer already than an error reply to `command` would be."""
+        if isinstance(command, Recipient):
+            return command.accepted
+        if command is Command.DATA:
+            return self._relay is not None
+        return command in (Command.CONNECT, Command.MAIL) and self.accepted > 0
 
     def _next_attempt(self, failed: Backend, phase: Phase, reason: Reason, *, fresh: bool) -> None:
         self._context.router.retried(failed.settings.pool, phase, reason)
@@ -615,6 +631,7 @@ class Transaction:
                 self._stick(Refusal.BACKEND_LOST.wire)
 
     def _body_ended(self, relay: Relay, last: bytes) -> None:
+        self._asked_s = self._context.runtime.deadlines.clock()
         if self._answer is not None:
             outcome = TransactionOutcome.REFUSED if self._refused_by_us else None
             self._answer_and_end(self._answer, "message refused" if outcome else "no attempt left", outcome)
