@@ -33,6 +33,7 @@ ANCHORS = (
     "backend-421",
     "backend-refuses",
     "backend-down",
+    "backend-ejected",
     "backend-unproven",
     "operator-drain",
     "starting",
@@ -195,6 +196,13 @@ def _backend(backend: BackendView, now: float) -> Iterator[Problem]:
         case "down":
             anchor, hint = _down_because(backend)
             yield Problem(DEGRADED, where, f"down for {so_long}: {backend.check.last_text}", hint, anchor)
+        case "ejected":
+            until = backend.ejected_until
+            end = "" if until is None else f", {for_so_long(until - now)} more"
+            hint = "it passes its checks and fails with mail: look into its log"
+            yield Problem(
+                DEGRADED, where, f"ejected for {so_long}{end}: {backend.reason}", hint, "backend-ejected"
+            )
         case "unproven" if not backend.last_resort:
             now_says = backend.check.last_text
             rest = "" if now_says == backend.reason else f"; now: {now_says}"

@@ -15,7 +15,7 @@ import pytest
 from smtplb.config import scalars, schema
 from smtplb.config.conditions import When
 from smtplb.config.load import load, load_text
-from smtplb.config.presets import CONNECTIONS
+from smtplb.config.presets import CONNECTIONS, MAX_CONNECTIONS
 from smtplb.config.section import Section, keys
 from smtplb.config.section import fields as section_fields
 from smtplb.settings import (
@@ -25,6 +25,7 @@ from smtplb.settings import (
     CertificateSettings,
     CheckSettings,
     ConnectionSettings,
+    EjectSettings,
     FrontTlsSettings,
     GroupMember,
     GroupMode,
@@ -34,6 +35,9 @@ from smtplb.settings import (
     ListenerSettings,
     LogSettings,
     PoolSettings,
+    QueueSettings,
+    ReplaySettings,
+    Settings,
     ShutdownSettings,
     TimeoutSettings,
     TrafficSettings,
@@ -53,7 +57,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 SECTIONS: dict[str, tuple[type[Section], type[Any] | None]] = {
     "Top level": (schema.Document, None),
     "`shutdown`": (schema.Shutdown, ShutdownSettings),
-    "`replay`": (schema.Replay, TrafficSettings),
+    "`replay`": (schema.Replay, ReplaySettings),
+    "`in_doubt`": (schema.InDoubt, None),
     "`defaults`": (schema.Defaults, None),
     "`listeners[]`": (schema.Listener, ListenerSettings),
     "`listeners[].accept[]`": (When, None),
@@ -70,6 +75,8 @@ SECTIONS: dict[str, tuple[type[Section], type[Any] | None]] = {
     "`pools.NAME.tls`": (schema.BackTls, BackTlsSettings),
     "`pools.NAME.check`": (schema.Check, CheckSettings),
     "`pools.NAME.connections`": (schema.Connections, ConnectionSettings),
+    "`pools.NAME.queue`": (schema.Queue, QueueSettings),
+    "`pools.NAME.eject`": (schema.Eject, EjectSettings),
     "`pools.NAME.timeouts`": (schema.Timeouts, TimeoutSettings),
     "`pools.NAME.budget`": (schema.Budget, BudgetSettings),
     "`admin`": (schema.Admin, None),
@@ -151,6 +158,11 @@ def test_defaults_that_have_another_name_in_settings() -> None:
     written = dict(tables())["`groups.NAME.failback`"]
     assert written["mode"][1] == f"`{group.failback_mode}`"
     assert written["delay"][1] == f"`{scalars.format_duration(group.failback_delay_s)}`"
+    traffic = TrafficSettings(hostname="", listeners=(), pools=())
+    written = dict(tables())["`in_doubt`"]
+    assert written["remember"][1] == f"`{scalars.format_duration(traffic.in_doubt_remember_s)}`"
+    assert dict(tables())["`replay`"]["attempts"][1] == f"`{traffic.attempts}`"
+    assert dict(tables())["Top level"]["workers"][1] == f"`{Settings(traffic).workers}`"
 
 
 def test_defaults_that_follow_from_other_keys() -> None:
@@ -166,6 +178,9 @@ def test_defaults_that_follow_from_other_keys() -> None:
     for identity in IdentityMode:
         expected = "session" if identity == "xclient" or identity.startswith("proxy-") else "transaction"
         assert pool_of(f'identity: {identity}, backends: ["b.test:25"]').balance_per == expected
+    written = tables_by_heading["`pools.NAME`"]["max_connections"][1]
+    assert written == "`unlimited`, or the preset of `mta`"
+    assert backend_of('"b.test:25"').max_connections is None
     written = tables_by_heading["`pools.NAME.tls`"]["mode"][1]
     assert written == "`off` towards loopback addresses and `localhost`, else `opportunistic`"
     for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost"):
@@ -181,6 +196,7 @@ def test_every_preset_is_on_the_page() -> None:
         for attribute, value in values.items():
             text = scalars.format_duration(value) if attribute.endswith("_s") else str(value)
             assert f"`{names[attribute]}: {text}`" in row
+        assert row.split(" | ")[1] == f"`{MAX_CONNECTIONS[mta] or 'unlimited'}`"
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))

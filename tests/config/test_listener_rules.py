@@ -15,6 +15,7 @@ from tests.config.support import (
     only_error,
     settings_of,
     with_listener,
+    with_pool,
     with_route,
     write_certificate,
 )
@@ -198,6 +199,90 @@ def test_who_authenticates_is_routed_before_senders_and_recipients_are_known(whe
 def test_who_authenticates_may_be_routed_by_the_session() -> None:
     when = "client: 10.0.0.0/8, helo: a.test, tls: true, auth: true, not: {client: 10.9.0.0/16}"
     assert errors_of(with_route(f"{{when: {{{when}}}, to: p}}, {{to: q}}", AUTH_TO_ROUTE)) == ()
+
+
+# AUTH behind us.
+
+
+def with_auth(pools: str, before: str = "", listener: str = "to: p") -> str:
+    """Who can authenticate on this host, before these pools."""
+    return f"""
+        {before}
+        listeners: [{{bind: "127.0.0.1:2525", auth: relay, auth_without_tls: true, {listener}}}]
+        pools: {{{pools}}}
+    """
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        'tls: {mode: required}, backends: ["b.test:25"]',
+        'tls: {mode: required, verify: false}, backends: ["b.test:25"]',
+        'tls: {mode: implicit}, backends: ["b.test:465"]',
+        'backends: ["127.0.0.1:25", "[::1]:25", "localhost:25"]',
+        'tls: {mode: opportunistic}, backends: ["127.9.9.9:25"]',
+        'tls: {mode: implicit}, backends: ["b.test:465", {address: "localhost:25", tls: {mode: off}}]',
+    ],
+)
+def test_passwords_go_to_backends_under_tls_or_not_off_this_host(pool: str) -> None:
+    assert errors_of(with_auth(f"p: {{{pool}}}")) == ()
+
+
+@pytest.mark.parametrize(
+    ("pool", "named"),
+    [
+        (
+            'backends: ["b.test:25"]',
+            "towards p/b.test:25 (tls mode opportunistic): write tls: {mode: required}",
+        ),
+        ('tls: {mode: off}, backends: ["10.0.0.1:25"]', "towards p/10.0.0.1:25 (tls mode off): write"),
+        (
+            'tls: {mode: required}, backends: ["a.test:25", {name: b, address: "b.test:25", tls: {mode: off}}]',
+            "towards p/b (tls mode off): write",
+        ),
+        ('backends: ["127.0.0.1:25", {address: "b.test:25", backup: true}]', "towards p/b.test:25 (tls"),
+        (
+            'backends: ["a.test:25", "b.test:25", "c.test:25", "d.test:25", "e.test:25"]',
+            "p/a.test:25 (tls mode opportunistic), p/b.test:25 (tls mode opportunistic), "
+            "p/c.test:25 (tls mode opportunistic) and 2 more: write",
+        ),
+    ],
+)
+def test_passwords_go_to_no_backend_in_clear(pool: str, named: str) -> None:
+    error = only_error(with_auth(f"p: {{{pool}}}"))
+    assert error.key == "listeners[0].auth"
+    assert error.message.startswith("passwords would cross the network in clear, or could be made to")
+    assert named in error.message
+    assert errors_of(with_pool(pool)) == ()  # mail may
+
+
+def test_every_pool_that_passwords_can_reach_is_looked_at() -> None:
+    safe, clear = 'a: {backends: ["127.0.0.1:25"]}', 'b: {backends: ["b.test:25"]}'
+    unused = f"{safe}, {clear}"
+    assert errors_of(with_auth(unused, listener="to: a")) == ()
+    group = "groups: {g: {mode: active-passive, pools: [a, b]}}"
+    assert "towards b/b.test:25 " in only_error(with_auth(unused, group, "to: g")).message
+    route = f"{group}\n        routes: {{r: [{{when: {{tls: true}}, to: a}}, {{to: g}}]}}"
+    assert "towards b/b.test:25 " in only_error(with_auth(unused, route, "to: r")).message
+
+
+@pytest.mark.parametrize(
+    ("pools", "before", "key"),
+    [
+        ('p: {tls: {mode: requird}, backends: ["b.test:25"]}', "", "pools.p.tls.mode"),
+        ('p: {backends: ["b.test:25"]}', "defaults: {pool: {tls: {mode: 1}}}", "defaults.pool.tls.mode"),
+        ('p: {backends: [{address: "b.test:25", tls: off}]}', "", "pools.p.backends.b.test:25.tls"),
+        ('p: {backends: ["b.test"]}', "", "pools.p.backends[0].address"),
+        ("p: {backends: [{name: b}]}", "", "pools.p.backends.b.address"),
+    ],
+)
+def test_the_way_of_passwords_is_not_judged_by_mistakes(pools: str, before: str, key: str) -> None:
+    assert keys_of(with_auth(pools, before)) == [key]
+
+
+def test_the_way_of_passwords_is_judged_beside_other_mistakes() -> None:
+    keys = keys_of(with_auth('p: {polcy: weighted, backends: ["b.test:25"]}'))
+    assert sorted(keys) == ["listeners[0].auth", "pools.p.polcy"]
 
 
 # Facts that cannot be.

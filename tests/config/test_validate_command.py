@@ -158,6 +158,22 @@ def test_what_follows_the_first_recipient_is_in_the_summary(tmp_path: Path) -> N
     assert "\n    pool p: 1 backend" in run(str(path)).stdout
 
 
+def test_what_keeps_backends_from_too_much_is_in_the_summary(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    limited = SMALLEST.replace(
+        '"127.0.0.1:2602"]',
+        '{address: "127.0.0.1:2602", max_connections: 1}]\n    mta: postfix\n    eject: off',
+    )
+    path.write_text(limited + "workers: 3\nhostname: lb1\n")
+    lines = run(str(path)).stdout.splitlines()
+    assert lines[0].endswith("2 backends; this host is lb1; 3 workers")
+    assert lines[4].endswith(
+        "identity none, at most 40 connections each / at most 1 connection each, no ejection"
+    )
+    path.write_text(limited.replace("mta: postfix", "mta: sendmail"))
+    assert "connections unlimited / at most 1 connection each" in run(str(path)).stdout
+
+
 def test_without_accept_only_this_host_may_send(tmp_path: Path) -> None:
     (tmp_path / "lb.yaml").write_text(SMALLEST)
     assert "mail is taken from this host only" in run(str(tmp_path / "lb.yaml")).stdout

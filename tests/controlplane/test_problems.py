@@ -144,6 +144,15 @@ def test_the_operators_own_doing_is_told_with_reason_and_end() -> None:
     assert problem.text == "drain by the operator for 0 s, disk, 2 h more"
 
 
+def test_an_ejected_backend_is_told_with_its_reason_and_end() -> None:
+    desk = opened()
+    desk.registry.set_ejected(MX1, 90, "5 faults in a row")
+    desk.go(10)
+    (problem,) = problems(desk)
+    assert (problem.where, problem.anchor) == ("east/mx1", "backend-ejected")
+    assert problem.text == "ejected for 10 s, 1 min more: traffic: 5 faults in a row"
+
+
 def test_an_unproven_backend_is_told() -> None:
     desk = opened()
     desk.registry.set_operator(MX1, OperatorState.MAINT, "", None)
