@@ -98,6 +98,7 @@ CHAIN = (
     "dialogue",
     "authentication",
     "transaction",
+    "course",
     "attempt",
     "reporting",
     "context",

@@ -179,7 +179,9 @@ class Attempt:
         self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
         self._due = 0  # RCPT replies owed
         self._since_s = 0.0
-        self._cut_short = False  # the client's budget bounds the wait for a connection, not the backend's timeouts
+        self._cut_short = (
+            False  # the client's budget bounds the wait for a connection, not the backend's timeouts
+        )
         self.deadline_s = NEVER
         self.deadline_bucket = 0
 

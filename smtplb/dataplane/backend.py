@@ -199,6 +199,7 @@ class Backend:
         """The holder is done and the connection is well; what is still due on it is swallowed, an open transaction reset."""
         if connection.state is not State.LEASED:
             return  # it ended meanwhile
+        connection.drop_unsent()
         if self._worn(connection):
             self.retire(connection)
         elif connection.owes_nothing:
@@ -325,6 +326,9 @@ class Backend:
                 seeker.lease_granted(connection)
                 return
         limits = self.settings.connections
+        if self._worn(connection):
+            self.retire(connection)
+            return
         if binding is not None:
             if not binding.alive or self in binding.kept:
                 self.retire(connection)

@@ -319,11 +319,9 @@ class Connection(asyncio.Protocol):
         self._unsent.extend(commands)
         self._send_next()
 
-    def drop_unsent(self) -> list[object]:
-        """Forget commands that were not written yet; their tokens."""
-        tokens = [token for token, _ in self._unsent]
+    def drop_unsent(self) -> None:
+        """Forget commands that were not written yet: nobody owes an answer to them."""
         self._unsent.clear()
-        return tokens
 
     def write_body(self, data: bytes) -> None:
         """Message content, after a 354."""
@@ -509,9 +507,10 @@ class Connection(asyncio.Protocol):
             self.errors += 1
         if isinstance(token, _Own):
             self._own_answered(token, reply)
-        elif self.holder is not None:
-            self.holder.reply_received(self, token, reply)
-            self.replies += 1
+        elif (holder := self.holder) is not None:
+            holder.reply_received(self, token, reply)
+            if self.holder is holder:  # else it belongs to the next one already
+                self.replies += 1
         elif token is None:
             # Spoken to nobody: an idle connection that is being closed (421), or a backend out of step.
             self._fail(Reason.LOST, reply.text_line(), reply)

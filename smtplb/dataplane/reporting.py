@@ -19,6 +19,12 @@ from smtplb.observe.events import (
 from smtplb.policy.outcome import Reason
 from smtplb.policy.retry import Suspicion
 
+OUTCOME_OF_CLASS = {  # of the last reply, by its first digit
+    b"2": TransactionOutcome.OK,
+    b"4": TransactionOutcome.TEMPFAIL,
+    b"5": TransactionOutcome.PERMFAIL,
+}
+
 
 class Reporter:
     """The facts that every event of one transaction shares."""

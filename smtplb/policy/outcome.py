@@ -175,3 +175,8 @@ IDENTITY_REFUSED = _NO_IDENTITY
 GARBLED_REPLY = _LOST[Reason.GARBLED]
 # A connection that ended while the backend owed nothing: the client's pace, not the backend's health.
 IDLE_LOSS = _STALE
+
+
+def words_for_client(reply: Reply) -> bytes:
+    """A backend's reply as the client hears it. 421 speaks of a channel that is the backend's, not ours: 451 keeps ours open."""
+    return reply.wire(451) if reply.code == 421 else reply.wire()
