@@ -116,7 +116,7 @@ def test_where_connections_are_unlimited_nobody_waits(limit: str) -> None:
         "pools.p.queue",
         "no effect without max_connections: nobody waits for a connection",
     )
-    assert (error.line, error.column) == (3, 41)  # the key itself
+    assert (error.line, error.column) == (3, 38)  # the key itself
 
 
 def test_the_queue_of_defaults_needs_one_pool_with_a_limit() -> None:
