@@ -43,6 +43,7 @@ class BackendStanding:
     usable: bool
     last_resort: bool
     weight: int  # effective; 0 takes nothing while others are usable
+    reachable: bool = True  # by the last check it takes connections, whatever it says on them
     offers: dict[bytes, bytes] | None = (
         None  # keywords of its last EHLO with their parameters; None: none seen yet
     )

@@ -82,7 +82,7 @@ RULES = {  # the longest matching name decides
 
 # What single modules may besides: only these start workers.
 ALSO = {
-    "smtplb.controlplane.supervisor": ("smtplb.dataplane.worker",),
+    "smtplb.controlplane.supervisor": ("smtplb.dataplane.worker", "smtplb.dataplane.certificates"),
     "smtplb.controlplane.link": ("smtplb.dataplane.worker",),
     "smtplb.controlplane.process_link": ("smtplb.dataplane.scoreboard", "smtplb.framing"),
 }

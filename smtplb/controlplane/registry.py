@@ -46,6 +46,7 @@ class CheckResult:
     duration_s: float
     identity: bool | None = None
     seen: Seen | None = None
+    connected: bool = True  # the backend took the connection
 
 
 @dataclass(slots=True)
@@ -334,6 +335,7 @@ class Registry:
             offers,
             ejected=ejected,
             warmth_ratio=warmth_ratio,
+            reachable=record.checks.last is None or record.checks.last.connected,
         )
         by_operator = row.by_operator
         if new.state is BackendState.EJECTED:

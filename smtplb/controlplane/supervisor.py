@@ -29,6 +29,7 @@ from smtplb.controlplane.process_link import link_for
 from smtplb.controlplane.registry import Registry
 from smtplb.controlplane.sockets import BindError, ListeningSockets, bind_listeners
 from smtplb.controlplane.views import GroupView, ListenerView, PoolView, ReadinessView, StatusView
+from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.messages import (
     BackendKey,
@@ -384,6 +385,7 @@ class Supervisor:
 
     def _certificates_changed(self) -> None:
         assert self._link is not None
+        reload_client_contexts()  # checks are made here, even where workers are processes of their own
         self._link.send(ReloadCertificates())
 
     def _checks_wanted(self, key: BackendKey, wanted: bool) -> None:

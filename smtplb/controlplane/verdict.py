@@ -138,7 +138,8 @@ def failed(
     if failure.phase in _PASSED_IF_FAILED_IN[level]:
         greeting = connection.greeted if level is CheckLevel.BANNER else None
         return CheckResult(True, printable(greeting.text_line()) if greeting else "connected", duration_s)
-    return CheckResult(False, _words(settings, failure, duration_s), duration_s)
+    connected = failure.phase is not Phase.CONNECT
+    return CheckResult(False, _words(settings, failure, duration_s), duration_s, connected=connected)
 
 
 def _reads_header_as_command(connection: ProbeConnection, failure: Failure) -> bool:

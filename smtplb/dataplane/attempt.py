@@ -76,6 +76,15 @@ class Step(Enum):
     OVER = auto()
 
 
+_PHASE_OF: dict[object, Phase] = {
+    Command.IDENTITY: Phase.MAIL,  # XFORWARD goes out with MAIL
+    Command.MAIL: Phase.MAIL,
+    Command.DATA: Phase.DATA,
+    Command.BODY: Phase.BLOCK,
+    Command.FINAL: Phase.FINAL,
+}
+
+
 class Trouble:
     """A failed attempt: what was asked, what came, what policy says about it."""
 
@@ -377,7 +386,9 @@ class Attempt:
             if reply.code >= 300:
                 self._chunk_refused(reply)
         elif token is Command.IDENTITY:
-            if reply.code != 250:
+            if reply.code == 421:
+                self._fail(token, self._decide(token, reply), Phase.MAIL, reply, relayable=False)
+            elif reply.code != 250:
                 self._fail(Command.IDENTITY, IDENTITY_REFUSED, Phase.MAIL, reply, relayable=False)
         else:
             self._spoke_unasked(reply)
@@ -407,7 +418,11 @@ class Attempt:
 
     def settle(self) -> None:
         """After an answer to a RCPT: when it was the last one due, the backend owes nothing and the client is next."""
-        if self._due == 0 and self.step is Step.ENVELOPE and self.connection is not None:
+        if self.step is not Step.ENVELOPE or self.connection is None:
+            return
+        if self._due:
+            self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+        else:
             self.connection.expect_until(Phase.RCPT, NEVER)
             self._trial.envelope_answered()
 
@@ -491,7 +506,7 @@ class Attempt:
                 errors_before=connection.errors,
             )
             token = failure.token  # what was asked first names the phase, not what was asked last
-            phase = Phase(token.value) if isinstance(token, Command) else Phase.RCPT
+            phase = _PHASE_OF.get(token, Phase.RCPT)
             self._trial.attempt_failed(Trouble(token, decision, phase, failure.detail, None))
         self._trial.tell_client()
 

@@ -7,9 +7,14 @@ Invariant: nothing below TLS 1.2, no cipher without forward secrecy; a certifica
 from __future__ import annotations
 
 import ssl
-from functools import lru_cache
 
-from smtplb.settings import BackTlsMode, BackTlsSettings, ClientCertificates, FrontTlsSettings
+from smtplb.settings import (
+    BackTlsMode,
+    BackTlsSettings,
+    CertificateSettings,
+    ClientCertificates,
+    FrontTlsSettings,
+)
 
 # TLS 1.2 only (1.3 has its own). AEAD with ephemeral keys: RFC 9325 4.2.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aNULL:!SHA1"
@@ -19,31 +24,32 @@ _VERSIONS = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
 class FrontCertificates:
     """The contexts of one listener. `context` is None while no certificate could be read: STARTTLS is then answered 454."""
 
-    __slots__ = ("_settings", "context", "problems")
+    __slots__ = ("_pairs", "_settings", "context", "problems")
 
     def __init__(self, settings: FrontTlsSettings) -> None:
         self._settings = settings
+        self._pairs: dict[CertificateSettings, tuple[ssl.SSLContext, frozenset[str]]] = {}
         self.context: ssl.SSLContext | None = None
         self.problems: list[str] = []
         self.load()
 
     def load(self) -> None:
-        """Read the files. On any problem that leaves no usable first certificate the contexts in use stay."""
+        """Read the files. A pair that cannot be read now is used as it was read last."""
         self.problems = []
-        contexts: list[tuple[ssl.SSLContext, frozenset[str]]] = []
         for pair in self._settings.certificates:
             try:
                 context = _server_context(self._settings)
-                context.load_cert_chain(pair.certificate, pair.key)
-                contexts.append((context, _names_in(pair.certificate)))
+                # Without a callback OpenSSL would ask the terminal for an encrypted key's passphrase.
+                context.load_cert_chain(pair.certificate, pair.key, password=lambda: b"")
+                self._pairs[pair] = context, _names_in(pair.certificate)
             except (OSError, ssl.SSLError, ValueError) as error:
                 self.problems.append(f"{pair.certificate}: {_words(error)}")
+        contexts = [self._pairs[pair] for pair in self._settings.certificates if pair in self._pairs]
         if not contexts:
             return
         default = contexts[0][0]
-        if len(contexts) > 1:
-            by_name = {name: context for context, names in reversed(contexts) for name in names}
-            default.sni_callback = _sni_chooser(by_name)
+        by_name = {name: context for context, names in reversed(contexts) for name in names}
+        default.sni_callback = _sni_chooser(by_name) if len(contexts) > 1 else None
         self.context = default
 
 
@@ -83,9 +89,29 @@ def _names_in(path: str) -> frozenset[str]:
     return frozenset(names)
 
 
-@lru_cache(maxsize=256)
+_client_contexts: dict[BackTlsSettings, ssl.SSLContext] = {}
+
+
 def client_context(settings: BackTlsSettings) -> ssl.SSLContext:
     """Towards backends. May raise OSError or ssl.SSLError: the CA file cannot be read (config has checked it once)."""
+    context = _client_contexts.get(settings)
+    if context is None:
+        context = _client_contexts[settings] = _make_client_context(settings)
+    return context
+
+
+def reload_client_contexts() -> list[str]:
+    """Read CA files again. One that cannot be read now leaves the context in use; the problems."""
+    problems = []
+    for settings in list(_client_contexts):
+        try:
+            _client_contexts[settings] = _make_client_context(settings)
+        except (OSError, ssl.SSLError) as error:
+            problems.append(f"{settings.ca}: {_words(error)}")
+    return problems
+
+
+def _make_client_context(settings: BackTlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION

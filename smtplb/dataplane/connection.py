@@ -425,13 +425,15 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         self._end()
         if transport is not None:
-            if was is State.CONNECTING and phase is not Phase.CONNECT and reason in _POLITE:
+            if was is State.CONNECTING and phase is not Phase.CONNECT and self._may_say_quit(reason):
                 # Refused while coming up: leave as RFC 5321 3.8 asks, so that the backend logs no lost connection.
                 transport.write(b"QUIT\r\n")
                 self._enter(Phase.QUIT, QUIT_TIMEOUT_S)
             else:
                 transport.abort()
         opening, self._opening = self._opening, None
+        if opening is not None:
+            self.greeting, self.hello_reply = opening.greeting, opening.hello_reply
         failure = Failure(
             phase, reason, detail, reply, token, identity_sent=opening is not None and opening.identity_sent
         )
@@ -441,6 +443,10 @@ class Connection(asyncio.Protocol):
         self.owner.connection_closed(self)
         if holder is not None:
             holder.connection_broken(self, failure)
+
+    def _may_say_quit(self, reason: Reason) -> bool:
+        """It speaks SMTP and is in step: also where it does not offer STARTTLS, but not after a failed handshake."""
+        return reason in _POLITE or (reason is Reason.TLS and not isinstance(self._transport, TlsStream))
 
     def deadline_passed(self, now: float) -> None:
         if self.state is State.CLOSED:
@@ -484,7 +490,13 @@ class Connection(asyncio.Protocol):
             self._end()
             self.owner.connection_closed(self)
             return
-        self._fail(Reason.LOST, _words(error) if error is not None else b"connection closed by the backend")
+        if error is not None and not isinstance(error, OSError):
+            # An exception of ours out of a callback: the loop has told it in full. It is not the backend's fault.
+            self._fail(Reason.BUG, b"local error")
+            return
+        words = _words(error) if error is not None else b"connection closed by the backend"
+        in_handshake = self._opening is not None and self._opening.in_handshake
+        self._fail(Reason.TLS if in_handshake else Reason.LOST, words)
 
     def pause_writing(self) -> None:
         self.writable = False

@@ -94,8 +94,10 @@ class ListenerContext:
 
     @property
     def usable(self) -> bool:
-        """At least one target has a usable backend."""
-        return any(target.usable for target in self.targets)
+        """Some target has a backend that could take mail: a usable one, or, while none is, one that checks find wanting but
+        that takes connections (design 4.8: those are tried all the same). Where nobody even listens, clients do better
+        to try their next MX at once."""
+        return any(target.usable or target.worth_a_try for target in self.targets)
 
     @property
     def routed(self) -> bool:

@@ -204,8 +204,6 @@ class Course(ABC):
             self.binding.sticky = backend
         if self._trace is None and backend.settings.adds_received:
             self._make_trace()
-        if not self._client_waits:
-            self._asked_s = self._context.runtime.deadlines.clock()
         budget_s = backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s
         self._attempt = Attempt(
             self._context,
@@ -226,11 +224,11 @@ class Course(ABC):
         self._trace = Trace(line, context.hostname)
         self.trace_bytes = len(line)
 
-    @property
-    def _client_waits(self) -> bool:
-        """It asked something. Else an attempt begins because a backend was lost: between commands or in the body."""
-        slot = self._slot
-        return (slot is not None and slot.wire is None) or any(r.slot.wire is None for r in self.recipients)
+    def _time_starts_anew(self, attempt: Attempt) -> bool:
+        """The attempt was level with the client, between commands or in the body: its loss, not a command, begins the wait."""
+        if attempt.step is Step.BODY:
+            return self._relay is not None and self._relay.caught_up
+        return attempt.step is Step.ENVELOPE and not attempt.awaits_recipients
 
     @property
     def _attempts_made(self) -> int:
@@ -255,6 +253,8 @@ class Course(ABC):
         attempt, search, decision = self._attempt, self._search, trouble.decision
         assert attempt is not None and search is not None
         self._phase = trouble.phase
+        if self._time_starts_anew(attempt):
+            self._asked_s = self._context.runtime.deadlines.clock()
         has_reply = trouble.reply is not None
         command = trouble.command
         following = search.attempts.after(attempt.backend.key, command, decision, has_reply=has_reply)
@@ -391,11 +391,20 @@ class Course(ABC):
         recipient.accepted = True
         self.accepted += 1
         recipient.slot.fill(reply.wire())
+        self._replied()
 
     def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
         if reply.code in (450, 451):
             self._come_again([recipient], TEMPFAIL_AGE_S)
         self._refuse(recipient, words_for_client(reply))
+        self._replied()
+
+    def _replied(self) -> None:
+        """With each reply the client's patience for the next one begins."""
+        attempt = self._attempt
+        assert attempt is not None
+        self._asked_s = self._context.runtime.deadlines.clock()
+        attempt.budget_end_s = self._asked_s + attempt.backend.budget.rcpt_s
 
     def envelope_answered(self) -> None:
         """In a replay the client asked for more already."""

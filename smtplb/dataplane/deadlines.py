@@ -73,6 +73,7 @@ class Deadlines:
         else:
             keys = [key for key in range(self._next_bucket, due + 1) if key in self._buckets]
         self._next_bucket = due + 1
+        bug: Exception | None = None
         for key in keys:
             # A waiter told earlier in this turn may have ended others: look again each time.
             members = self._buckets.get(key)
@@ -81,11 +82,16 @@ class Deadlines:
                 waiter.deadline_bucket = 0
                 if waiter.deadline_s <= now:
                     waiter.deadline_s = NEVER
-                    waiter.deadline_passed(now)
+                    try:
+                        waiter.deadline_passed(now)
+                    except Exception as error:  # our bug, in one waiter: the others have deadlines, too
+                        bug = error
                 elif waiter.deadline_s != NEVER:
                     self._place(waiter)
                 members = self._buckets.get(key)
             self._buckets.pop(key, None)
+        if bug is not None:
+            raise bug
 
     def close(self) -> None:
         """Stop the timer and forget all waiters."""
@@ -111,6 +117,8 @@ class Deadlines:
 
     def _turn(self) -> None:
         self._timer = None
-        self.advance(self.clock())
-        if self._buckets and self._timer is None:
-            self._timer = self._call_later(TICK_S, self._turn)
+        try:
+            self.advance(self.clock())
+        finally:
+            if self._buckets and self._timer is None:
+                self._timer = self._call_later(TICK_S, self._turn)

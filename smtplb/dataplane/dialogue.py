@@ -13,6 +13,7 @@ from typing import Protocol
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.authentication import Authentication
 from smtplb.dataplane.context import ListenerContext
+from smtplb.dataplane.identity import Identity
 from smtplb.dataplane.router import Target
 from smtplb.dataplane.transaction import Client, Transaction
 from smtplb.policy import refusal, routing
@@ -80,8 +81,11 @@ class Channel(Client, Protocol):
     def start_tls(self) -> None:
         """220, then the handshake; what was already read behind the command is dropped."""
 
-    def identified(self, client: routing.ClientAddress | None, text: str) -> None:
-        """A trusted front said who the client is; refuses it if it may not be here."""
+    def rebind(self, identity: Identity, *, same_client: bool) -> None:
+        """Facts of the client changed: a new binding, with none of the connections that carry the old ones."""
+
+    def identified(self, client: routing.ClientAddress | None, text: str) -> bool:
+        """A trusted front said who the client is. False: it may not be here, and was told so."""
 
     def takes_message(self) -> bool:
         """The client's rate of messages allows one more."""
@@ -102,6 +106,7 @@ class Dialogue:
         "_chunk_refusal",
         "_context",
         "_greeted",
+        "_told_helo",
         "authenticated",
         "front_unproven",
         "helo",
@@ -114,6 +119,7 @@ class Dialogue:
         self._channel = channel
         self.helo = b""
         self._greeted = False
+        self._told_helo = False  # XCLIENT had the client's name
         self.authenticated = False
         self.front_unproven = False  # PROXY LOCAL or UNKNOWN: whose mail is it?
         self.transaction: Transaction | None = None
@@ -202,15 +208,17 @@ class Dialogue:
         auth = self._auth
         if auth is not None and auth.over:
             self._auth = None
-            self.authenticated = auth.succeeded
+            self.authenticated = self._channel.binding.identity.authenticated = auth.succeeded
         if self.transaction is None and self._pinned_lost:
             self._channel.close_with(Refusal.PINNED_LOST)
 
-    def forget(self) -> None:
-        """After a TLS handshake nothing that was said in clear counts (RFC 3207 4.2)."""
-        self._reset("STARTTLS")
+    def forget(self, cause: str, identity: Identity, *, same_client: bool) -> None:
+        """Nothing counts that was said before a TLS handshake (RFC 3207 4.2) or by another client (XCLIENT_README)."""
+        self._reset(cause)
         self.helo = b""
         self._greeted = False
+        self.authenticated = identity.authenticated = False
+        self._channel.rebind(identity, same_client=same_client)
 
     def flush(self) -> None:
         """The turn is over: what it has for a backend is written."""
@@ -273,12 +281,20 @@ class Dialogue:
             return
         self._reset("new HELO or EHLO")
         self.helo = name
-        identity = self._channel.binding.identity
-        if not self._channel.trusted_front or not identity.helo:
-            identity.helo = name
-        identity.esmtp = esmtp
+        self._identify(name, esmtp=esmtp)
         self._greeted = True
         self._channel.answer(wire)
+
+    def _identify(self, name: bytes, *, esmtp: bool) -> None:
+        """A name that a front told of its client stands; one that changes is told anew, but where a login would be lost."""
+        binding = self._channel.binding
+        identity = binding.identity
+        if self._told_helo:
+            name = identity.helo
+        if identity.helo not in (b"", name) and binding.pinned is None:
+            identity = identity.copy()
+            self._channel.rebind(identity, same_client=True)
+        identity.helo, identity.esmtp = name, esmtp
 
     def _helo(self, argument: bytes) -> None:
         self._hello(argument, self._context.hello_wire, esmtp=False)
@@ -307,16 +323,16 @@ class Dialogue:
             channel.refuse(Refusal.XCLIENT_DENIED)
             return
         attributes = parse_attributes(argument, XCLIENT_NAMES)
-        identity = channel.binding.identity
+        identity = channel.binding.identity.copy()
         if attributes is None or not identity.take_xclient(attributes):
             channel.refuse(Refusal.BAD_ARGUMENTS)
             return
-        self.forget()
+        self.forget("XCLIENT", identity, same_client=False)
+        self._told_helo = bool(identity.helo)
         self.front_unproven = identity.client is None
-        channel.identified(
-            identity.client, str(identity.client) if identity.client is not None else "unknown"
-        )
-        channel.answer(self._context.greeting_wire)
+        text = str(identity.client) if identity.client is not None else "unknown"
+        if channel.identified(identity.client, text):
+            channel.answer(self._context.greeting_wire)
 
     # -- AUTH ---------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ Invariant: every value is encoded by its protocol's rules; an unknown fact is sa
 
 from __future__ import annotations
 
+import copy
 from ipaddress import ip_address
 
 from smtplb.policy.routing import ClientAddress
 from smtplb.settings import IdentityMode
+from smtplb.smtp.commands import SyntaxFault, parse_hello
 from smtplb.smtp.identity import UNAVAILABLE, address_attribute
 from smtplb.smtp.proxy_header import ProxyHeader, build_v1, build_v2
 
@@ -18,6 +20,7 @@ class Identity:
     """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
 
     __slots__ = (
+        "authenticated",
         "client",
         "client_name",
         "client_port",
@@ -41,6 +44,7 @@ class Identity:
         self.helo = b""
         self.esmtp = False
         self.login = b""
+        self.authenticated = False  # by a backend, in this session
         self.tls_version = ""
         self.tls_cipher = ""
 
@@ -73,18 +77,20 @@ class Identity:
             local_port = self.local_port if b"DESTPORT" not in attributes else _port(attributes[b"DESTPORT"])
         except ValueError:
             return False
+        if address is not None and b"PORT" not in attributes:
+            port = 0  # that of another client
         self.client, self.client_port, self.local, self.local_port = client, port, local, local_port
-        for name, value in attributes.items():
-            told = b"" if value.upper() in (UNAVAILABLE, b"[TEMPUNAVAIL]") else value
-            if name == b"NAME":
-                self.client_name = told
-            elif name == b"HELO":
-                self.helo = told
-            elif name == b"LOGIN":
-                self.login = told
-            elif name == b"PROTO":
-                self.esmtp = told.upper() == b"ESMTP"
+        if address is not None or b"NAME" in attributes:
+            self.client_name = _known(attributes.get(b"NAME", b""))
+        # XCLIENT_README: what was told of these before does not hold any more, unless it is told again.
+        self.helo = _word(_known(attributes.get(b"HELO", b"")))
+        self.login = _known(attributes.get(b"LOGIN", b""))
+        self.esmtp = attributes.get(b"PROTO", b"").upper() == b"ESMTP"
         return True
+
+    def copy(self) -> Identity:
+        """For facts that change: connections that were told the old ones keep them."""
+        return copy.copy(self)
 
     def xclient(self) -> dict[bytes, bytes]:
         """Attributes for XCLIENT, not encoded. The name is unknown unless a trusted front told it: Postfix then shows "unknown"."""
@@ -119,7 +125,7 @@ class Identity:
         address = str(self.client) if self.client is not None else ""
         literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
         protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
-        protocol += "A" if self.login and self.esmtp else ""
+        protocol += "A" if (self.login or self.authenticated) and self.esmtp else ""
         return (
             f"Received: from {said} ({literal})\r\n"
             f"\tby {hostname} (smtplb) with {protocol} id {transaction_id};\r\n"
@@ -145,7 +151,19 @@ def _address(value: bytes) -> ClientAddress | None:
     if value.upper() in (UNAVAILABLE, b"[TEMPUNAVAIL]"):
         return None
     text = value.decode("ascii")
+    if "%" in text:  # a scope means nothing to anybody else, and ipaddress takes any characters for one
+        raise ValueError(text)
     return ip_address(text[5:] if text[:5].upper() == "IPV6:" else text)
+
+
+def _known(value: bytes) -> bytes:
+    return b"" if value.upper() in (UNAVAILABLE, b"[TEMPUNAVAIL]") else value
+
+
+def _word(name: bytes) -> bytes:
+    """A name as HELO could have said it: it goes into EHLO as it is."""
+    parsed = parse_hello(name)
+    return parsed if not isinstance(parsed, SyntaxFault) and parsed == name else b""
 
 
 def _port(value: bytes) -> int:

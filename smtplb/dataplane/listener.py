@@ -73,6 +73,9 @@ class Listener:
             return Refusal.SHUTTING_DOWN
         if limit is not None and len(self.sessions) > limit:
             return Refusal.TOO_MANY_SESSIONS
+        if session.speaks_for_nobody:
+            self._leave(session)
+            return None if context.usable else Refusal.NOTHING_USABLE
         if matches_network(settings.clients.deny, client) or (
             settings.clients.allow is not None and not matches_network(settings.clients.allow, client)
         ):

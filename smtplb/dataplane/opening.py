@@ -53,15 +53,19 @@ class _Awaiting(Enum):
     XCLIENT = auto()
 
 
+# What an MTA says to a line that it takes for an unknown command, or for one out of order.
+_TO_A_COMMAND = frozenset({221, 500, 502, 503})
+
+
 class Opening:
     """See the module. `identity` None: a check, which speaks for nobody. `clear`: TLS is opportunistic and failed lately."""
 
     __slots__ = (
         "_awaiting",
         "_clear",
-        "_hello",
         "_identity",
         "_line",
+        "_own_hello",
         "_settings",
         "_tls_done",
         "_xclient",
@@ -78,8 +82,7 @@ class Opening:
         self._line = line
         self._settings = settings
         self._identity = identity if settings.identity.binds else None
-        # A backend that is told an identity is told the client's name in EHLO, too: it checks and logs that one.
-        self._hello = (self._identity.helo if self._identity is not None else b"") or hello
+        self._own_hello = hello
         self._clear = clear
         self._awaiting = _Awaiting.GREETING
         self._tls_done = False
@@ -92,7 +95,7 @@ class Opening:
 
     def connected(self) -> None:
         """The PROXY header goes first and in one write; then TLS where it is implicit."""
-        if self._settings.identity in (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2):
+        if self._told_by_proxy:
             header = self._proxy_header()
             if header is None:
                 self._line.not_opened(Reason.IDENTITY, b"no client address to tell", None)
@@ -101,6 +104,14 @@ class Opening:
             self._line.write(header)
         if self._settings.tls.mode is BackTlsMode.IMPLICIT:
             self._begin_tls()
+
+    @property
+    def _told_by_proxy(self) -> bool:
+        return self._settings.identity in (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
+
+    @property
+    def in_handshake(self) -> bool:
+        return self._awaiting is _Awaiting.HANDSHAKE
 
     def _proxy_header(self) -> bytes | None:
         mode = self._settings.identity
@@ -147,6 +158,13 @@ class Opening:
     def _send_ehlo(self) -> None:
         self._say(_Awaiting.EHLO, b"EHLO %s\r\n" % self._hello)
 
+    @property
+    def _hello(self) -> bytes:
+        """Once a backend was told of the client it hears the client's name, which it checks and logs; before that ours: it
+        would be blamed for what it thinks of a name that a client chose."""
+        identity = self._identity
+        return (identity.helo if identity is not None and self.identity_sent else b"") or self._own_hello
+
     def _say(self, awaiting: _Awaiting, line: bytes) -> None:
         """One command. What came before it was said cannot be the answer to it."""
         if self._line.in_step():
@@ -158,6 +176,12 @@ class Opening:
         if reply.code == 250:
             self.capabilities = Capabilities(reply if self._awaiting is _Awaiting.EHLO else None)
             self._after_hello()
+        elif self._told_by_proxy and (reply.code in _TO_A_COMMAND):
+            # It read the header as a command: every further reply would be one late, and the client unknown.
+            self.identity_sent = False
+            self._line.not_opened(
+                Reason.IDENTITY, b"does not take the PROXY header: " + reply.text_line(), None
+            )
         elif self._awaiting is _Awaiting.EHLO and reply.code in (500, 502, 504):  # RFC 5321 3.2
             self._say(_Awaiting.HELO, b"HELO %s\r\n" % self._hello)
         else:
@@ -214,12 +238,12 @@ class Opening:
         if offered is None:
             self._line.not_opened(Reason.IDENTITY, b"does not offer XCLIENT", None)
             return False
-        if self._identity is None:
-            return True
         names = frozenset(offered.upper().split()) & XCLIENT_NAMES
         if b"ADDR" not in names:
             self._line.not_opened(Reason.IDENTITY, b"XCLIENT without ADDR", None)
             return False
+        if self._identity is None:
+            return True
         self._xclient = build_commands(b"XCLIENT", self._identity.xclient(), names)
         self.identity_sent = True
         self._send_xclient()

@@ -76,6 +76,11 @@ class Target:
         return any(pool.usable for pool in self._order)
 
     @property
+    def worth_a_try(self) -> bool:
+        """Some backend is down or ejected, but takes connections."""
+        return any(b.standing.last_resort and b.standing.reachable for b in self.backends)
+
+    @property
     def backends(self) -> list[Backend]:
         return [backend for pool in self._order for backend in pool.backends.values()]
 

@@ -74,6 +74,7 @@ class Session(asyncio.Protocol):
         "_errors",
         "_held",
         "_house",
+        "_named",
         "_out",
         "_peer",
         "_reading_paused",
@@ -105,6 +106,7 @@ class Session(asyncio.Protocol):
         self._peer: ClientAddress | None = None  # who connected: the client, or a front that speaks for it
         self.client: ClientAddress | None = None
         self.client_text = ""
+        self._named = False  # a front said who the client is
         self.id = house.context.runtime.new_session_id()
         self.binding = Binding(Identity(self.id))
         self._started_s = 0.0
@@ -203,6 +205,7 @@ class Session(asyncio.Protocol):
             identity = self.binding.identity
             identity.take_proxy(header)
             self._dialogue.front_unproven = header.source is None
+            self._named = header.source is not None
             self.client = header.source
             self.client_text = str(header.source) if header.source is not None else self.client_text
             self._stage = Stage.OPEN
@@ -217,6 +220,11 @@ class Session(asyncio.Protocol):
     @property
     def trusted_front(self) -> bool:
         return matches_network(self._context.settings.xclient_from, self._peer)
+
+    @property
+    def speaks_for_nobody(self) -> bool:
+        """A front that did not say yet, or cannot, whose session it is: limits and lists are about clients."""
+        return (self._dialogue.front_unproven or self.trusted_front) and not self._named
 
     def start_tls(self) -> None:
         """220 leaves with this turn; what the client sent behind STARTTLS in clear is an injection and dropped (CVE-2011-0411)."""
@@ -236,14 +244,14 @@ class Session(asyncio.Protocol):
 
     def tls_established(self) -> None:
         try:
-            stream, identity = self._transport, self.binding.identity
+            stream, identity = self._transport, self.binding.identity.copy()
             assert isinstance(stream, TlsStream)
             identity.tls_version, identity.tls_cipher = stream.version, stream.cipher
+            self._dialogue.forget("STARTTLS", identity, same_client=True)
             if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT:
                 self._greet_later()
             else:
                 self._stage = Stage.OPEN
-                self._dialogue.forget()
                 self._expect_input()
             self._flush()
         except Exception as error:
@@ -543,12 +551,21 @@ class Session(asyncio.Protocol):
         self._end_reason = reason
         self._wait(LINGER_S)
 
-    def identified(self, client: ClientAddress | None, text: str) -> None:
+    def identified(self, client: ClientAddress | None, text: str) -> bool:
         """XCLIENT: from here on it is this client's session, for limits, lists and logs, too."""
         self.client, self.client_text = client, text
+        self._named = client is not None
         refused = self._house.admit(self)
         if refused is not None:
             self.close_with(refused)
+        return refused is None
+
+    def rebind(self, identity: Identity, *, same_client: bool) -> None:
+        """Facts of the client changed: no connection that was told the old ones is used again."""
+        old, self.binding = self.binding, Binding(identity)
+        if same_client:
+            self.binding.sticky, self.binding.verdict = old.sticky, old.verdict
+        old.end()
 
     def takes_message(self) -> bool:
         return self._house.takes_message(self)

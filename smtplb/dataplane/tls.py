@@ -302,5 +302,8 @@ class TlsStream(asyncio.Protocol):
 
 def _words(error: BaseException) -> bytes:
     """The engine's words, for logs and views only."""
-    text = getattr(error, "reason", None) or getattr(error, "verify_message", None) or str(error)
-    return str(text).encode("ascii", "replace")[:200]
+    text = str(getattr(error, "reason", None) or error)
+    if text.isupper():  # OpenSSL's names of reasons
+        text = text.replace("_", " ").lower()
+    why = getattr(error, "verify_message", None)
+    return (f"{text}: {why}" if why else text).encode("ascii", "replace")[:200]

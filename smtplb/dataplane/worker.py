@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from smtplb.dataplane.certificates import client_context
+from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
 from smtplb.dataplane.listener import Listener
@@ -128,7 +128,8 @@ class Worker:
         self._starting = None
 
     def _reload_certificates(self) -> None:
-        client_context.cache_clear()
+        for problem in reload_client_contexts():
+            self._send(Notice("error", "certificate", problem))
         for listener in self._listeners:
             certificates = listener.context.certificates
             if certificates is not None:

@@ -77,19 +77,22 @@ def standing(
     *,
     ejected: bool = False,
     warmth_ratio: float = 1.0,
+    reachable: bool = True,
 ) -> BackendStanding:
     """What a worker is told. The weight stays the backend's own in every state: last-resort tries are
     spread by it, too. So do its offers: what it had last is what it will most likely have again.
 
     `ejected`: taken out by its traffic. `warmth_ratio`: below 1 while it starts slowly; its weight is cut to
-    that, rounded up, so that it never takes nothing.
+    that, rounded up, so that it never takes nothing. `reachable`: the last check had a connection.
     """
     row = STANDINGS[operator, check]
     if row.usable and ejected:
-        return BackendStanding(BackendState.EJECTED, False, True, weight, offers)
+        return BackendStanding(BackendState.EJECTED, False, True, weight, offers=offers)
     if row.usable and warmth_ratio < 1.0:
-        return BackendStanding(BackendState.SLOW_START, True, False, math.ceil(weight * warmth_ratio), offers)
-    return BackendStanding(row.state, row.usable, row.last_resort, weight, offers)
+        return BackendStanding(
+            BackendState.SLOW_START, True, False, math.ceil(weight * warmth_ratio), offers=offers
+        )
+    return BackendStanding(row.state, row.usable, row.last_resort, weight, reachable, offers)
 
 
 class CheckTrack:

@@ -54,6 +54,7 @@ class Reason(StrEnum):
     MISFIT = "misfit"  # a 5xx about us, not about the mail
     EARLY_REPLY = "early-reply"  # 2xx or 3xx before our terminator
     MISMATCH = "mismatch"  # a replay got another answer than the client was given
+    BUG = "bug"  # ours: an exception ended the connection
     CUT = "cut"  # we are stopping
 
 
@@ -90,6 +91,9 @@ _NO_CONNECTION_FOR_CLIENT = {
     reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
     for reason in _NO_CONNECTION
 }
+_LOST[Reason.BUG] = _NO_CONNECTION[Reason.BUG] = _NO_CONNECTION_FOR_CLIENT[Reason.BUG] = Decision(
+    Elsewhere.ONE_OTHER, Blame.NEVER, Reason.BUG, closing=True
+)
 # What a backend offers is its operator's doing, yet a client chooses what is told: nobody is ejected for it. Checks see it.
 _NO_IDENTITY = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
 # A client can make a backend busy by opening sessions here: a 421 greeting is blamed only against one that answers.

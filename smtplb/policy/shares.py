@@ -54,7 +54,8 @@ def fitness(backends: Iterable[tuple[BackendSettings, BackendStanding]]) -> Pool
     return PoolFitness(
         ratio=usable / configured if configured else 0.0,
         usable=any(standing.usable for _, standing in everyone),
-        proven=not any(standing.state == "unproven" for _, standing in everyone),
+        # Not checked yet, that is: one that lacks its identity was checked, and is not well.
+        proven=not any(standing.state == "unproven" and standing.last_resort for _, standing in everyone),
     )
 
 
