@@ -76,6 +76,7 @@ class Course(ABC):
         "_backend",
         "_client",
         "_context",
+        "_digest",
         "_full_told",
         "_phase",
         "_place",
@@ -121,6 +122,7 @@ class Course(ABC):
             None  # no attempt is left: what the client hears to all that follows (design 4.8)
         )
         self._refused_by_us = False
+        self._digest = ""  # of a message in doubt
         self._full_told = False  # 452 to the final dot came once
         self._relay: Relay | None = None  # from the first 354 on
         self._trace: Trace | None = None
@@ -167,10 +169,9 @@ class Course(ABC):
         elif self._search.busy:
             self._place = self._search.target.queue.join(self)
             if self._place is None:
-                self._context.refused(Refusal.QUEUE_FULL.label)
-                self._stick(Refusal.QUEUE_FULL.wire)
+                self._give_up(Refusal.QUEUE_FULL)
         else:
-            self._stick(Refusal.NO_BACKEND.wire)
+            self._give_up(Refusal.NO_BACKEND)
 
     def room_found(self) -> bool:
         assert self._search is not None
@@ -184,8 +185,7 @@ class Course(ABC):
 
     def waited_too_long(self) -> None:
         self._place = None
-        self._context.refused(Refusal.QUEUE_TIMEOUT.label)
-        self._stick(Refusal.QUEUE_TIMEOUT.wire)
+        self._give_up(Refusal.QUEUE_TIMEOUT)
         self.tell_client()
 
     def suits(self, connection: Connection) -> bool:
@@ -277,7 +277,7 @@ class Course(ABC):
             )
             self._leave(closing=decision.closing)
             if following is Next.GIVE_UP:
-                self._stick(_REFUSAL_OF.get(decision.reason, Refusal.NO_BACKEND).wire)
+                self._give_up(_REFUSAL_OF.get(decision.reason, Refusal.NO_BACKEND))
             else:
                 self._next_attempt(attempt.backend, trouble.phase, decision.reason, fresh=fresh)
 
@@ -304,7 +304,7 @@ class Course(ABC):
             self._hold_body()
             self._seek()
         else:
-            self._stick(refusal.wire)
+            self._give_up(refusal)
 
     def _hold_body(self) -> None:
         """The client's body waits until the new attempt has caught up."""
@@ -335,6 +335,11 @@ class Course(ABC):
         )
         self._leave(closing=trouble.decision.closing)
         self._next_attempt_or(Refusal.REPLAY_FAILED)
+
+    def _give_up(self, refusal: Refusal) -> None:
+        """Nothing of a backend's can be relayed: an answer of ours, counted once for the transaction."""
+        self._context.refused(refusal.label)
+        self._stick(refusal.wire)
 
     def _stick(self, wire: bytes) -> None:
         """No attempt is left: `wire` answers what is due now and all that follows in this transaction (design 4.8)."""
@@ -502,6 +507,7 @@ class Course(ABC):
             refused=self.refused,
             message_bytes=relay.sent_bytes if relay is not None else 0,
             attempts=self._attempts_made,
+            digest=self._digest,
         )
 
     # -- the transaction's part ---------------------------------------------------------------------

@@ -7,6 +7,8 @@ Invariant: the same canonical bytes reach a backend in order, once per attempt; 
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from smtplb.dataplane.connection import Connection
 from smtplb.dataplane.replay import ReplayBudget, ReplayBuffer
 from smtplb.smtp.body import TERMINATOR, BodyReader
@@ -38,6 +40,7 @@ class Relay:
         "_reader",
         "_replay",
         "_stuffer",
+        "_trace_bytes",
         "_unsent",
         "caught_up",
         "chunked",
@@ -52,6 +55,7 @@ class Relay:
         self._stuffer: DotStuffer | None = None  # of the present attempt: chunks go out as DATA
         self._pending_trace = trace.line if trace is not None else b""
         self._unsent: list[bytes] = []  # pieces of this turn
+        self._trace_bytes = 0  # of our own in front of the body
         self.trace = trace
         self.chunked = chunked
         self.connection: Connection | None = None
@@ -102,7 +106,10 @@ class Relay:
         if not self._pending_trace or not (piece or last):
             return piece
         line, self._pending_trace = self._pending_trace, b""
-        return line + (b"\r\n" if piece[:1] in (b" ", b"\t") else b"") + piece
+        if piece[:1] in (b" ", b"\t"):
+            line += b"\r\n"
+        self._trace_bytes = len(line)
+        return line + piece
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -141,6 +148,20 @@ class Relay:
         """The attempt is over; what follows is only kept."""
         self.connection = None
         self._unsent.clear()
+
+    def digest(self) -> str:
+        """BLAKE2b of the canonical body without our trace line, to find a message in doubt again at a backend; "" if it was too
+        large to be kept."""
+        if not self._replay.complete:
+            return ""
+        hashed = blake2b(digest_size=16)
+        skip = self._trace_bytes
+        at = 0
+        while piece := self._replay.piece_at(at):
+            at += len(piece)
+            hashed.update(piece[skip:])
+            skip = max(skip - len(piece), 0)
+        return hashed.hexdigest()
 
     def forgo_replay(self) -> None:
         """Nothing will be replayed: give the memory back."""

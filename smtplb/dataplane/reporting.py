@@ -92,6 +92,7 @@ class Reporter:
         refused: int,
         message_bytes: int,
         attempts: int,
+        digest: str,
     ) -> None:
         context = self._context
         pool, name = backend.key if backend is not None else ("", "")
@@ -115,5 +116,6 @@ class Reporter:
                 attempts=attempts,
                 duration_s=context.runtime.deadlines.clock() - self._started_s,
                 recipient=first_recipient,
+                digest=digest,
             )
         )

@@ -91,6 +91,7 @@ class Transaction(Course):
         refusal = self._no_recipient()
         if refusal is not None:
             self._leave(closing=False)
+            self._context.refused(refusal.label)
             self._answer_and_end(refusal.wire, "no recipient was taken")
         elif self._answer is not None:
             self._answer_and_end(self._answer, "no attempt left")
@@ -217,7 +218,7 @@ class Transaction(Course):
             relay.send(piece)
             if not relay.replayable and (relay.connection is None or not relay.caught_up):
                 self._leave(closing=False)
-                self._stick(Refusal.BACKEND_LOST.wire)
+                self._give_up(Refusal.BACKEND_LOST)
 
     def _body_ended(self, relay: Relay, last: bytes) -> None:
         self._asked_s = self._context.runtime.deadlines.clock()
@@ -231,6 +232,7 @@ class Transaction(Course):
             relay.keep(last)  # an attempt is coming up, or catching up: it gets all of it
             if not relay.replayable:
                 self._leave(closing=False)
+                self._context.refused(Refusal.BACKEND_LOST.label)
                 self._answer_and_end(
                     Refusal.BACKEND_LOST.wire, "backend lost, message too large to send again"
                 )
@@ -291,6 +293,9 @@ class Transaction(Course):
         self._come_again(
             [r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s, once=True
         )
+        self._context.refused(Refusal.IN_DOUBT.label)
+        if self._relay is not None:
+            self._digest = self._relay.digest()
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )

@@ -64,6 +64,7 @@ class TransactionEnded:
     attempts: int
     duration_s: float
     recipient: bytes = b""  # the first accepted one; if nobody was accepted, the first one asked for
+    digest: str = ""  # of the body of a message in doubt, hexadecimal
 
 
 @dataclass(slots=True)

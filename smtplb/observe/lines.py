@@ -50,6 +50,7 @@ TEXT_NAMES = {
     "smtplb.reply": "reply",
     "smtplb.message_bytes": "bytes",
     "smtplb.attempts": "attempts",
+    "smtplb.digest": "digest",
     "smtplb.transactions": "transactions",
     "smtplb.blamed": "blamed",
     "smtplb.detail": "detail",
@@ -143,6 +144,8 @@ def _transaction(event: TransactionEnded, people: People) -> Said:
     fields["smtplb.reply"] = people.prose(octets(event.reply), *known)
     fields["smtplb.message_bytes"] = event.message_bytes
     fields["smtplb.attempts"] = event.attempts
+    if event.digest:
+        fields["smtplb.digest"] = words(event.digest)
     fields["smtplb.duration_ms"] = int(event.duration_s * 1000)
     return "transaction-ended", f"transaction {event.outcome}: {cause}", fields
 
