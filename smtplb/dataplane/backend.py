@@ -108,8 +108,12 @@ class Backend:
     @property
     def in_flight(self) -> int:
         """Attempts under way, those that wait for a connection included; other workers' too."""
-        own = len(self._leased) + len(self._seekers)
-        return own if self._shared is None else own + self._shared.in_flight_elsewhere
+        return self.in_use + (0 if self._shared is None else self._shared.in_flight_elsewhere)
+
+    @property
+    def in_use(self) -> int:
+        """This worker's part of in_flight."""
+        return len(self._leased) + len(self._seekers)
 
     @property
     def verifies_tls(self) -> bool:
@@ -254,7 +258,7 @@ class Backend:
         return BackendReport(
             pool=self.settings.pool,
             backend=self.settings.name,
-            in_flight=len(self._leased) + len(self._seekers),
+            in_flight=self.in_use,
             idle=len(self._idle) + len(self._bound),
             leased=len(self._leased),
             connecting=len(self._connecting),
@@ -308,8 +312,10 @@ class Backend:
         limits = self.settings.connections
         if _is_pinned(connection):
             return False  # authenticated: it cannot be replaced
+        mail_max = connection.capabilities.mail_max
         return (
-            connection.transactions >= limits.max_transactions
+            (mail_max is not None and connection.transactions >= mail_max)
+            or connection.transactions >= limits.max_transactions
             or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
             or self._runtime.deadlines.clock() - connection.born_s >= limits.max_age_s
             or self.standing.state in (BackendState.DRAIN, BackendState.MAINT)
@@ -335,7 +341,7 @@ class Backend:
                 return
             binding.kept[self] = connection
             self._move(connection, State.BOUND)
-        elif len(self._idle) >= limits.idle:
+        elif len(self._idle) >= limits.idle or (self._shared is not None and self._shared.waiting_elsewhere):
             self.retire(connection)
             return
         else:
@@ -391,12 +397,25 @@ class Backend:
             self._open_for_seekers()
         return bool(self._seekers)
 
+    def yield_room(self, queued: int) -> None:
+        """Among workers: tell how many wait here, and give up an idle connection while another worker's wait."""
+        shared = self._shared
+        if shared is None or self.settings.max_connections is None:
+            return
+        shared.set_waiting(queued + len(self._seekers))
+        if (
+            self._idle
+            and shared.waiting_elsewhere
+            and self._connections_of_all >= self.settings.max_connections
+        ):
+            self.retire(self._idle[0])
+
     def _share(self) -> None:
         """What other workers have to know of this one."""
         shared = self._shared
         if shared is not None:
             shared.set_connections(self.connections)
-            shared.set_in_flight(len(self._leased) + len(self._seekers))
+            shared.set_in_flight(self.in_use)
 
     def _open(self, binding: Binding | None) -> None:
         runtime = self._runtime

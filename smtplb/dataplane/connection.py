@@ -446,7 +446,11 @@ class Connection(asyncio.Protocol):
 
     def _may_say_quit(self, reason: Reason) -> bool:
         """It speaks SMTP and is in step: also where it does not offer STARTTLS, but not after a failed handshake."""
-        return reason in _POLITE or (reason is Reason.TLS and not isinstance(self._transport, TlsStream))
+        return reason in _POLITE or (reason is Reason.TLS and not self._in_handshake)
+
+    @property
+    def _in_handshake(self) -> bool:
+        return self._opening is not None and self._opening.in_handshake
 
     def deadline_passed(self, now: float) -> None:
         if self.state is State.CLOSED:
@@ -456,7 +460,8 @@ class Connection(asyncio.Protocol):
         if self.state in (State.IDLE, State.BOUND):
             self.owner.connection_expired(self)
             return
-        self._fail(Reason.TIMEOUT, b"no answer in phase %s" % self._phase.encode())
+        words = b"no answer in phase %s" % self._phase.encode()
+        self._fail(Reason.TLS if self._in_handshake else Reason.TIMEOUT, words)
 
     # -- transport callbacks -----------------------------------------------------------------------
 
@@ -495,8 +500,7 @@ class Connection(asyncio.Protocol):
             self._fail(Reason.BUG, b"local error")
             return
         words = _words(error) if error is not None else b"connection closed by the backend"
-        in_handshake = self._opening is not None and self._opening.in_handshake
-        self._fail(Reason.TLS if in_handshake else Reason.LOST, words)
+        self._fail(Reason.TLS if self._in_handshake else Reason.LOST, words)
 
     def pause_writing(self) -> None:
         self.writable = False

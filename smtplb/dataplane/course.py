@@ -77,9 +77,12 @@ class Course(ABC):
         "_client",
         "_context",
         "_digest",
+        "_first_refused",
         "_full_told",
+        "_last_refusal",
         "_phase",
         "_place",
+        "_refusal_is_ours",
         "_refused_by_us",
         "_relay",
         "_reporter",
@@ -93,6 +96,7 @@ class Course(ABC):
         "parameters",
         "recipients",
         "refused",
+        "refused_by_us",
         "sender",
         "trace_bytes",
     )
@@ -123,6 +127,10 @@ class Course(ABC):
         )
         self._refused_by_us = False
         self._digest = ""  # of a message in doubt
+        self._last_refusal = b""  # to a RCPT
+        self.refused_by_us = 0  # RCPTs that never came as far as a backend
+        self._refusal_is_ours = False
+        self._first_refused = b""  # the first path that never became a recipient
         self._full_told = False  # 452 to the final dot came once
         self._relay: Relay | None = None  # from the first 354 on
         self._trace: Trace | None = None
@@ -336,6 +344,15 @@ class Course(ABC):
         self._leave(closing=trouble.decision.closing)
         self._next_attempt_or(Refusal.REPLAY_FAILED)
 
+    def _abandoned(self, cause: str) -> None:
+        """The client ended it before a message was sent. If nobody had been accepted, that is because of what it was told."""
+        wire = self._last_refusal
+        if self.accepted or not wire:
+            self._end(TransactionOutcome.ABORTED, cause, b"")
+        else:
+            outcome = TransactionOutcome.REFUSED if self._refusal_is_ours else OUTCOME_OF_CLASS[wire[:1]]
+            self._end(outcome, f"every recipient was refused; {cause}", wire)
+
     def _give_up(self, refusal: Refusal) -> None:
         """Nothing of a backend's can be relayed: an answer of ours, counted once for the transaction."""
         self._context.refused(refusal.label)
@@ -364,6 +381,7 @@ class Course(ABC):
 
     def _refuse(self, recipient: Recipient, wire: bytes) -> None:
         self.refused += 1
+        self._last_refusal = wire
         recipient.slot.fill(wire)
 
     def _leave(self, *, closing: bool) -> None:
@@ -485,7 +503,7 @@ class Course(ABC):
     @property
     def _first_recipient(self) -> bytes:
         """For the log: the first that was accepted, or, if nobody was, the first that was asked for."""
-        asked = self.recipients[0].path if self.recipients else b""
+        asked = self.recipients[0].path if self.recipients else self._first_refused
         return next((r.path for r in self.recipients if r.accepted), asked)
 
     def _end(self, outcome: TransactionOutcome, cause: str, wire: bytes) -> None:
@@ -504,7 +522,7 @@ class Course(ABC):
             sender=self.sender,
             first_recipient=self._first_recipient,
             accepted=self.accepted,
-            refused=self.refused,
+            refused=self.refused + self.refused_by_us,
             message_bytes=relay.sent_bytes if relay is not None else 0,
             attempts=self._attempts_made,
             digest=self._digest,

@@ -413,9 +413,9 @@ class Dialogue:
         path, parameters = parsed
         limits = self._context.settings.limits
         if len(transaction.recipients) - transaction.refused >= limits.recipients:
-            channel.refuse(Refusal.TOO_MANY_RECIPIENTS)
+            self._deny(transaction, path, Refusal.TOO_MANY_RECIPIENTS)
         elif not channel.takes_recipient():
-            channel.refuse(Refusal.TOO_MANY_RCPTS_A_MINUTE)
+            self._deny(transaction, path, Refusal.TOO_MANY_RCPTS_A_MINUTE)
         else:
             self._guard_and_route(transaction, path, parameters)
 
@@ -425,7 +425,7 @@ class Dialogue:
         if settings.accept is not None or context.routed:
             facts = self._facts(transaction.sender, path, transaction.size_bytes)
             if not routing.accepts(settings.accept, facts):
-                channel.refuse(Refusal.NOT_ACCEPTED)
+                self._deny(transaction, path, Refusal.NOT_ACCEPTED)
                 return
             where = context.router.decide(settings.target, facts)
         else:
@@ -433,14 +433,22 @@ class Dialogue:
         if isinstance(where, RefuseReply):
             context.refused("route")
             channel.answer(_reply(where))
+            transaction.recipient_denied(path, _reply(where))
         elif self._other_way(transaction, where, path):
-            channel.refuse(Refusal.OTHER_ROUTE)
+            self._deny(transaction, path, Refusal.OTHER_ROUTE)
         elif transaction.size_bytes and where.too_large(transaction.size_bytes):
-            channel.refuse(Refusal.TOO_LARGE)
+            self._deny(transaction, path, Refusal.TOO_LARGE)
         else:
             slot = ReplySlot()
             transaction.recipient(path, parameters, where, slot)
             channel.await_reply(slot, barrier=False)
+
+    def _deny(self, transaction: Transaction, path: bytes, row: Refusal) -> None:
+        self._channel.refuse(row)
+        if (
+            self.transaction is transaction
+        ):  # one error too many ends the session, and with it the transaction
+            transaction.recipient_denied(path, row.wire)
 
     def _other_way(self, transaction: Transaction, where: Target, path: bytes) -> bool:
         """A recipient of another route than the transaction's (design 5)."""

@@ -222,7 +222,10 @@ class Opening:
         except (OSError, ssl.SSLError) as error:
             self._line.not_opened(Reason.TLS, f"CA file: {error}".encode("ascii", "replace")[:200], None)
             return
-        self._line.begin_tls(context, tls.server_name or self._settings.address.host or None)
+        try:
+            self._line.begin_tls(context, tls.server_name or self._settings.address.host or None)
+        except ValueError as error:  # a name that cannot be asked for, or none where one is to be verified
+            self._line.not_opened(Reason.TLS, f"server name: {error}".encode("ascii", "replace")[:200], None)
 
     # -- identity ----------------------------------------------------------------------------------
 

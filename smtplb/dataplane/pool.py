@@ -24,6 +24,7 @@ class Pool:
         "_first",
         "_last_resort",
         "_later",
+        "_retry_balancer",
         "_runtime",
         "backends",
         "lease_wait_s",
@@ -49,6 +50,9 @@ class Pool:
             for backend in self.backends.values():
                 backend.on_room = lambda: on_room(self)
         self._balancer: Balancer[Backend] = balancer(settings.policy)
+        # Retries take turns of their own: with those of first attempts, two backends of which one fails would see every
+        # transaction begin at the bad one.
+        self._retry_balancer: Balancer[Backend] = balancer(settings.policy)
         self._first: list[Backend] = []
         self._later: list[Backend] = []
         self._last_resort: list[Backend] = []
@@ -72,7 +76,9 @@ class Pool:
             b for b in self.backends.values() if b.standing.last_resort and not b.standing.usable
         ]
         # A tier of weight 0 only: all alike. The policies want weights above 0.
-        self._balancer.update([b for b in self._first if b.weight > 0])
+        candidates = [b for b in self._first if b.weight > 0]
+        self._balancer.update(candidates)
+        self._retry_balancer.update(candidates)
 
     @property
     def usable(self) -> bool:
@@ -80,7 +86,7 @@ class Pool:
 
     def choose(self, skip: Collection[Backend]) -> Backend | None:
         """The usable backend for the next attempt, None if every one is in `skip`."""
-        picked = self._balancer.pick(skip)
+        picked = (self._retry_balancer if skip else self._balancer).pick(skip)
         if picked is not None:
             return picked
         for tier in (self._first, self._later):

@@ -67,6 +67,7 @@ class Reporter:
                 reason=reason.value,
                 detail=detail,
                 blamed=blamed,
+                transaction_id=self.transaction_id,
             )
         )
         if blamed:

@@ -8,7 +8,7 @@ Invariant: a snapshot is applied whole; a choice is never a backend that is in `
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.pool import Pool
@@ -84,11 +84,16 @@ class Target:
     def backends(self) -> list[Backend]:
         return [backend for pool in self._order for backend in pool.backends.values()]
 
-    def choose(self, skip: Collection[Backend]) -> Backend | None:
+    def choose(self, skip: Sequence[Backend]) -> Backend | None:
         """The backend for the next attempt: by share first, then any usable one in order of preference, then, while
         nothing at all is usable, one that is down or ejected."""
-        if len(self._shares) == 1:
-            first: Pool | None = next(iter(self._shares.values())).pool
+        first: Pool | None
+        if skip:
+            first = self._pool_of(
+                skip
+            )  # a further attempt stays in the pool of the one before, while that has others
+        elif len(self._shares) == 1:
+            first = next(iter(self._shares.values())).pool
         else:
             share = self._sharing.pick(())
             first = share.pool if share is not None else None
@@ -116,10 +121,14 @@ class Target:
         """No backend takes a message of this size, by what each last said."""
         return all(backend.lacks(frozenset(), size_bytes) for backend in self.backends)
 
-    def others_left(self, skip: Collection[Backend]) -> bool:
+    def _pool_of(self, skip: Sequence[Backend]) -> Pool | None:
+        name = skip[-1].settings.pool
+        return next((pool for pool in self._order if pool.settings.name == name), None)
+
+    def others_left(self, skip: Sequence[Backend]) -> bool:
         return any(pool.others_left(skip) for pool in self._order)
 
-    def others_or_last_resort_left(self, skip: Collection[Backend]) -> bool:
+    def others_or_last_resort_left(self, skip: Sequence[Backend]) -> bool:
         """A further choose() would find somebody."""
         return self.others_left(skip) or (
             not self.usable and any(pool.last_resort_left(skip) for pool in self._order)
@@ -202,6 +211,10 @@ class Router:
         for target in self.targets.values():
             target.queue.serve()
             waiting = waiting or len(target.queue) > 0
+        for pool in self.pools.values():
+            queued = sum(len(target.queue) for target in self.targets.values() if pool in target.pools)
+            for backend in pool.backends.values():
+                backend.yield_room(queued)
         return waiting
 
     def reachable(self, name: str) -> list[Target]:
@@ -217,6 +230,11 @@ class Router:
     def connections(self) -> int:
         """To all backends, those that are ending included."""
         return sum(backend.connections for pool in self.pools.values() for backend in pool.backends.values())
+
+    @property
+    def in_use(self) -> int:
+        """Attempts of this worker that are under way at any backend."""
+        return sum(backend.in_use for pool in self.pools.values() for backend in pool.backends.values())
 
     def retire_idle(self) -> None:
         for pool in self.pools.values():

@@ -1,4 +1,4 @@
-"""Counts that must be right across worker processes: connections and attempts under way, per backend.
+"""Counts that must be right across worker processes: connections, attempts under way and who waits, per backend.
 
 Owns the shared memory and its layout. Does not own what the counts mean (backend.py).
 Invariant: each slot has one writer, its worker; everybody reads all. A dead worker's slots are cleared by the supervisor.
@@ -14,7 +14,7 @@ import os
 
 from smtplb.messages import BackendKey
 
-_CONNECTIONS, _IN_FLIGHT, _KINDS = 0, 1, 2
+_CONNECTIONS, _IN_FLIGHT, _WAITING, _KINDS = 0, 1, 2, 3
 
 
 class Scoreboard:
@@ -67,6 +67,14 @@ class Counts:
 
     def set_in_flight(self, count: int) -> None:
         self._cells[self._own + _IN_FLIGHT] = count
+
+    def set_waiting(self, count: int) -> None:
+        """Transactions that would use a place of this backend if there were one."""
+        self._cells[self._own + _WAITING] = count
+
+    @property
+    def waiting_elsewhere(self) -> int:
+        return sum(self._cells[place + _WAITING] for place in self._others)
 
     @property
     def connections_elsewhere(self) -> int:

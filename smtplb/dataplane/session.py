@@ -164,7 +164,7 @@ class Session(asyncio.Protocol):
 
     def _client_known(self, received: bytes = b"") -> None:
         """Whose session it is was settled: admit it, then TLS where it is implicit, then the greeting."""
-        refused = self._house.admit(self)
+        refused = Refusal.SHUTTING_DOWN if self.draining else self._house.admit(self)
         certificates = self._context.certificates
         if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT and certificates is not None:
             if refused is not None or certificates.context is None:
@@ -248,7 +248,9 @@ class Session(asyncio.Protocol):
             assert isinstance(stream, TlsStream)
             identity.tls_version, identity.tls_cipher = stream.version, stream.cipher
             self._dialogue.forget("STARTTLS", identity, same_client=True)
-            if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT:
+            if self.draining:
+                self.close_with(Refusal.SHUTTING_DOWN)
+            elif self._context.settings.tls.mode is FrontTlsMode.IMPLICIT:
                 self._greet_later()
             else:
                 self._stage = Stage.OPEN
@@ -354,13 +356,18 @@ class Session(asyncio.Protocol):
     def drain(self) -> None:
         """End between transactions: now, or when the present one has its final reply (design 4.9)."""
         self.draining = True
+        if self._stage in (Stage.PROXY, Stage.HANDSHAKE):
+            return  # nothing can be said now; said as soon as it can
         if self._dialogue.transaction is None and not self._closing and not self._slots:
             self.close_with(Refusal.SHUTTING_DOWN)
             self._flush()
 
     def cut(self) -> None:
         """The time for transactions is over; one whose terminator left may still get its reply."""
-        if not self._closing and self._dialogue.cut():
+        if self._stage in (Stage.PROXY, Stage.HANDSHAKE):
+            self.close("shutdown")
+            self._flush()
+        elif not self._closing and self._dialogue.cut():
             self.close_with(Refusal.SHUTTING_DOWN)
             self._flush()
 

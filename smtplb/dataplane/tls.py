@@ -46,6 +46,7 @@ class TlsStream(asyncio.Protocol):
     """A transport to its user, a protocol to the raw transport. Only what the data path uses of asyncio.Transport is here."""
 
     __slots__ = (
+        "_at_eof",
         "_closing",
         "_deaf",
         "_ended",
@@ -80,7 +81,8 @@ class TlsStream(asyncio.Protocol):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._established = False
-        self._ended = False  # close_notify or EOF came
+        self._at_eof = False  # of what is below; the engine may still hold what came before
+        self._ended = False  # close_notify or EOF came, and the user was told
         self._deaf = False  # nothing that comes is of interest any more
         self._closing = False
         self._paused = False
@@ -184,7 +186,7 @@ class TlsStream(asyncio.Protocol):
     # -- for the raw transport: a protocol ---------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._deaf or self._ended:
             return
         self._turn = []
         try:
@@ -196,13 +198,12 @@ class TlsStream(asyncio.Protocol):
         """EOF without close_notify ends TLS just the same: nothing behind it is read."""
         if not self._established or self._deaf:
             return False
-        if not self._ended:
-            self._ended = True
-            self._turn = []
-            try:
-                self._tell_end()
-            finally:
-                self._end_turn()
+        self._at_eof = True
+        self._turn = []
+        try:
+            self._read()
+        finally:
+            self._end_turn()
         return not self._closing
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -256,20 +257,32 @@ class TlsStream(asyncio.Protocol):
 
     def _read(self) -> None:
         """Hand on what the engine has, until it has no more or the user wants no more."""
-        engine = self._engine
-        while not self._paused and not self._deaf and not self._ended:
-            try:
-                data = engine.read(READ_BYTES)
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLError:  # includes close_notify (SSLZeroReturnError) and a broken record
-                data = b""
+        while not (self._paused or self._deaf or self._ended):
+            data, at_end = self._gather()
             if data:
                 self._user.data_received(data)
-            else:
+            elif at_end:
                 self._ended = True
                 self._tell_end()
+            else:
+                break
         self._drain_engine()  # TLS 1.3: session tickets, key updates
+
+    def _gather(self) -> tuple[bytes, bool]:
+        """(what the engine holds, up to about READ_BYTES; the end came behind it). A record may hold a single octet: each handed
+        on by itself would cost a write to the backend."""
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while size < READ_BYTES and (data := self._engine.read(READ_BYTES)):
+                pieces.append(data)
+                size += len(data)
+            at_end = size < READ_BYTES
+        except ssl.SSLWantReadError:
+            at_end = self._at_eof
+        except ssl.SSLError:  # includes close_notify (SSLZeroReturnError) and a broken record; it will say so again
+            at_end = True
+        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), at_end
 
     def _tell_end(self) -> None:
         if not self._user.eof_received():

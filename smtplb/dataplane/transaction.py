@@ -168,11 +168,17 @@ class Transaction(Course):
         assert self._slot is not None
         return self._slot
 
+    def recipient_denied(self, path: bytes, wire: bytes) -> None:
+        """A RCPT that the dialogue refused: it is part of the transaction's story all the same."""
+        self.refused_by_us += 1
+        self._last_refusal, self._refusal_is_ours = wire, True
+        self._first_refused = self._first_refused or path
+
     def reset(self, cause: str) -> None:
         """RSET, HELO, EHLO or QUIT between commands; between two chunks, too."""
         assert not self.terminator_left
         self._leave(closing=False)
-        self._end(TransactionOutcome.ABORTED, cause, b"")
+        self._abandoned(cause)
 
     def client_gone(self, cause: str) -> None:
         """The client is lost. Before our terminator left nothing may be completed (design 4.6); after it the late reply is
@@ -181,7 +187,7 @@ class Transaction(Course):
         if self.ended or self.terminator_left:
             return
         self._leave(closing=False)
-        self._end(TransactionOutcome.ABORTED, cause, b"")
+        self._abandoned(cause)
 
     def cut(self) -> None:
         """We are stopping and the time for transactions is over; those whose terminator left may go on."""
@@ -258,6 +264,7 @@ class Transaction(Course):
             return
         enhanced = reply.enhanced
         if reply.code in (421, 451) and enhanced is not None and enhanced.startswith(b"4.3."):
+            self._take_digest()
             # ran: Postfix with a slow filter said 451 4.3.0 for a message that the filter had taken (design 4.3).
             self._reporter.attempt_failed(
                 backend,
@@ -294,8 +301,12 @@ class Transaction(Course):
             [r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s, once=True
         )
         self._context.refused(Refusal.IN_DOUBT.label)
-        if self._relay is not None:
-            self._digest = self._relay.digest()
+        self._take_digest()
         self._answer_and_end(
             Refusal.IN_DOUBT.wire, "no reply after the end of data", TransactionOutcome.IN_DOUBT
         )
+
+    def _take_digest(self) -> None:
+        """By it the message in doubt is found again."""
+        assert self._relay is not None
+        self._digest = self._relay.digest()

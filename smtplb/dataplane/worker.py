@@ -61,7 +61,9 @@ class Worker:
         self._stopping = False
         self._answered: dict[BackendKey, int] = {}  # as last told
         self._sessions_to_end = 0
-        self._quitting_until_s: float | None = None  # sessions are gone; backends are being left
+        self._leaving = False  # sessions are gone; backends are being left
+        self._drained_told = False
+        self._quitting_until_s: float | None = None  # QUIT was said to all
         self._cut_at_s = NEVER
         self.deadline_s = NEVER
         self.deadline_bucket = 0
@@ -189,13 +191,13 @@ class Worker:
             self._stopping = True
             self._sessions_to_end = len(sessions)
             for listener in self._listeners:
-                listener.when_empty = self._leave_backends
+                listener.when_empty = self._sessions_gone
         for session in sessions:
             session.drain()
         now = self._deadlines.clock()
         self._cut_at_s = now + within_s
         self._deadlines.set(self, now)
-        self._leave_backends()
+        self._sessions_gone()
 
     def deadline_passed(self, now: float) -> None:
         self._tell_answered()
@@ -205,27 +207,28 @@ class Worker:
             for listener in self._listeners:
                 for session in list(listener.sessions):
                     session.cut()
-        if self._quitting_until_s is not None:
-            self._tell_drained(now)
+        if self._leaving:
+            self._leave_backends(now)
         # Room that another worker leaves at a backend shows in the scoreboard only.
         waiting = self._scoreboard is not None and self._router is not None and self._router.look_for_room()
-        self._deadlines.set(
-            self, now + (TICK_S if waiting or self._quitting_until_s is not None else PULSE_S)
-        )
+        self._deadlines.set(self, now + (TICK_S if waiting or self._leaving else PULSE_S))
 
-    def _leave_backends(self) -> None:
-        """Once the last session is gone: QUIT on what is kept, so that no backend logs a lost connection."""
-        if self._quitting_until_s is None and not any(listener.sessions for listener in self._listeners):
-            now = self._deadlines.clock()
+    def _sessions_gone(self) -> None:
+        if not self._drained_told and not any(listener.sessions for listener in self._listeners):
+            self._leaving = True
+            self._leave_backends(self._deadlines.clock())
+
+    def _leave_backends(self, now: float) -> None:
+        """Late final replies are awaited for the record (design 4.7; `final` bounds them). Then QUIT on what is kept, so that
+        no backend logs a lost connection; told once, when that is over."""
+        router = self._router
+        if router is not None and router.in_use:
+            return
+        if self._quitting_until_s is None:
             self._quitting_until_s = now + QUITTING_WITHIN_S
-            if self._router is not None:
-                self._router.retire_idle()
-            self._tell_drained(now)
-
-    def _tell_drained(self, now: float) -> None:
-        assert self._quitting_until_s is not None
-        left = self._router.connections if self._router is not None else 0
-        if not left or now >= self._quitting_until_s:
-            self._quitting_until_s = NEVER  # told; not again
+            if router is not None:
+                router.retire_idle()
+        if router is None or not router.connections or now >= self._quitting_until_s:
+            self._leaving, self._drained_told = False, True
             self._tell_answered()
             self._send(SessionsDrained(self._sessions_to_end))

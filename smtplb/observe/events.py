@@ -80,6 +80,7 @@ class AttemptFailed:
     reason: str  # closed set: see policy/outcome.py Reason
     detail: bytes  # the backend's words or the system's, first line
     blamed: bool
+    transaction_id: str = ""  # "" of an AUTH, which belongs to none
 
 
 @dataclass(slots=True)

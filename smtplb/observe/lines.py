@@ -155,6 +155,7 @@ def _attempt(event: AttemptFailed, people: People) -> Said:
         "event.outcome": _ECS_OUTCOMES.get(event.outcome, "failure"),
         "event.reason": words(event.reason),
         "smtplb.outcome": event.outcome,
+        "smtplb.transaction.id": words(event.transaction_id),
         "smtplb.session.id": words(event.session_id),
         "client.address": words(event.client),
         "smtplb.pool": words(event.pool),

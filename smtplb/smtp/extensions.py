@@ -13,6 +13,7 @@ from smtplb.smtp.replies import Reply
 # RFC 5321 4.1.1.1: ehlo-keyword = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-"); ehlo-param = 1*(%d33-126)
 # No two repetitions side by side that can take the same octets: that would be cubic on a long line of blanks.
 _EHLO_LINE = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ \t=]([\t\x20-\x7e]*))?\Z")
+_MAILMAX = re.compile(rb"(?:^|[ \t])MAILMAX=([1-9][0-9]{0,5})(?=[ \t]|\Z)", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,19}\Z")
 
 # Which keyword a backend must list to be given a parameter. RFC 1870, 6152, 6531, 3461, 8689, 4954.
@@ -98,7 +99,7 @@ def size_limit(backends: list[dict[bytes, bytes] | None]) -> int | None:
 class Capabilities:
     """What a backend listed in its EHLO reply; all empty after HELO."""
 
-    __slots__ = ("keywords", "pipelining", "size_limit_bytes")
+    __slots__ = ("keywords", "mail_max", "pipelining", "size_limit_bytes")
 
     def __init__(self, reply: Reply | None = None) -> None:
         keywords: dict[bytes, bytes] = {}
@@ -109,6 +110,10 @@ class Capabilities:
                     keywords.setdefault(found[1].upper(), (found[2] or b"").lstrip(b" \t=").rstrip(b" \t"))
         self.keywords = keywords
         self.pipelining = b"PIPELINING" in keywords
+        found_max = _MAILMAX.search(keywords.get(b"LIMITS", b""))
+        self.mail_max = (
+            int(found_max[1]) if found_max is not None else None
+        )  # transactions in a session, RFC 9422
         limit = keywords.get(b"SIZE", b"")
         # RFC 1870 3: SIZE 0 is no fixed limit, SIZE alone unknown.
         self.size_limit_bytes = int(limit) or None if _DIGITS.match(limit) else None

@@ -16,7 +16,7 @@ class Told:
     """One transaction as its client saw it. `last`: the reply to DATA or to the final dot; "" if the client left before."""
 
     sender: str
-    body: bytes = field(repr=False)
+    body: bytes = field(repr=False)  # without the dots of DATA
     recipients: dict[str, str] = field(default_factory=dict)  # recipient -> reply
     last: str = ""
 

@@ -33,6 +33,8 @@ class Fault:
 
 @dataclass
 class Taken:
+    """A message in the queue; `body` without the dots of DATA."""
+
     sender: str
     recipients: tuple[str, ...]
     body: bytes
@@ -81,10 +83,11 @@ class MtaSession:
         self._refused = False  # while it came
         self._out_of_step = False  # by its own fault: what it hears may then not fit
         self._seen: dict[str, int] = {}
+        self._chunk: tuple[int, bool] | None = None  # octets of a BDAT that are on their way, LAST
+        self._chunks = b""
         self._greeted = False
         self._sender: str | None = None
         self._recipients: list[str] = []
-        self._early = b""
 
     def connected(self, wire: Wire) -> None:
         self.wire = wire
@@ -98,8 +101,8 @@ class MtaSession:
             return
         self._buffer += data
         while not self.deaf:
-            if self._in_body:
-                if not self._body():
+            if self._in_body or self._chunk is not None:
+                if not (self._body() if self._in_body else self._take_chunk()):
                     return
                 continue
             line, end, rest = self._buffer.partition(b"\n")
@@ -149,6 +152,8 @@ class MtaSession:
         def accept() -> None:
             self._sender = sender
             self._recipients = []
+            self._chunks = b""
+            self._refused = self._body_began = False
 
         self._verdict("mail", self.mta.verdicts.get(sender, "250 2.1.0 sender ok"), accept)
 
@@ -204,6 +209,37 @@ class MtaSession:
             return False
         body, self._buffer = self._buffer[:end], self._buffer[end + 3 :]
         self._in_body = False
+        return self._complete(unstuffed(body))
+
+    def _on_bdat(self, line: str) -> None:
+        words = line.split()
+        self._chunk = (int(words[1]), words[2:] == ["LAST"])
+
+    def _take_chunk(self) -> bool:
+        """True if all octets of a chunk were there."""
+        assert self._chunk is not None
+        size, last = self._chunk
+        if len(self._buffer) < size:
+            return False
+        octets, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._chunk = None
+        if self._refused or self._sender is None:
+            self._say("503 5.5.1 RSET first")
+            return True
+        if not self._recipients and not self._out_of_step:
+            self.mta.broken.append("BDAT without a recipient")
+        self._chunks += octets
+        if last:
+            return self._complete(self._chunks)
+        fault = self._due("body") if not self._body_began else None
+        self._body_began = True
+        if fault is None:
+            self._say(f"250 2.0.0 {size} octets")
+        elif not self._misbehave(fault, f"250 2.0.0 {size} octets"):
+            self._refused = True
+        return True
+
+    def _complete(self, body: bytes) -> bool:
         if (
             b"\0" in body
             or body.count(b"\r\n") != body.count(b"\n")
@@ -307,6 +343,15 @@ class MtaSession:
         assert self.wire is not None
         self.deaf = True
         self.wire.eof()
+
+
+def stuffed(content: bytes) -> bytes:
+    """As sent behind DATA (RFC 5321 4.5.2), without the terminator."""
+    return (b"." if content.startswith(b".") else b"") + content.replace(b"\r\n.", b"\r\n..")
+
+
+def unstuffed(body: bytes) -> bytes:
+    return (body[1:] if body.startswith(b".") else body).replace(b"\r\n.", b"\r\n")
 
 
 def _path(line: str) -> str:

@@ -123,5 +123,6 @@ class Setup:
                     usable=state in USABLE,
                     last_resort=state in LAST_RESORT,
                     weight=self.weights.get(name, 1),
+                    reachable=state is not BackendState.DOWN,
                 )
         return Snapshot(generation, self.traffic(addresses), standings, dict(self.groups))

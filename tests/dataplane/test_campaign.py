@@ -13,7 +13,7 @@ import pytest
 from smtplb.messages import BackendState
 from tests.dataplane.harness import Client, FakeStage, FakeWire
 from tests.dataplane.ledger import Told, check
-from tests.dataplane.mta import OFFERS, Fault
+from tests.dataplane.mta import OFFERS, Fault, stuffed
 from tests.dataplane.setup import Setup
 
 SEEDS = range(int(__import__("os").environ.get("SEEDS", "300")))
@@ -40,9 +40,10 @@ class Campaign:
             split=random.random() < 0.1,
         )
         for mta in self.stage.mtas.values():
-            mta.offers = random.choice((OFFERS, OFFERS, OFFERS[1:], (), None))
+            mta.offers = random.choice((OFFERS, (*OFFERS, "CHUNKING"), OFFERS[1:], ("CHUNKING",), (), None))
             mta.verdicts = {"unknown@b.test": "550 5.1.1 unknown", "grey@b.test": "450 4.2.0 grey"}
         self.told: list[Told] = []
+        self.chunked: set[str] = set()  # senders of messages that go by BDAT
         self.serial = 0
 
     def trouble(self) -> None:
@@ -118,7 +119,7 @@ class Campaign:
         line = b"x" * random.choice((20, 70, 998)) + b"\r\n"
         body = (line * (size // len(line) + 1))[:size]
         body += b"" if not body or body.endswith(b"\r\n") else b"\n" if body.endswith(b"\r") else b"\r\n"
-        return random.choice((b"", b"..\r\n")) + body
+        return random.choice((b"", b".\r\n", b".x\r\n..\r\n")) + body
 
     def envelope(self) -> tuple[Told, list[str]]:
         """A new transaction and its commands."""
@@ -131,7 +132,11 @@ class Campaign:
             for n in range(random.choice((1, 1, 2, 5)))
         ]
         recipients = list(dict.fromkeys(recipients))
-        commands = [f"MAIL FROM:<{told.sender}>", *(f"RCPT TO:<{r}>" for r in recipients), "DATA"]
+        commands = [f"MAIL FROM:<{told.sender}>", *(f"RCPT TO:<{r}>" for r in recipients)]
+        if random.random() < 0.25:
+            self.chunked.add(told.sender)
+        else:
+            commands.append("DATA")
         if random.random() < 0.2:
             commands.insert(random.randrange(len(commands)), "NOOP")
         return told, commands
@@ -143,6 +148,8 @@ class Campaign:
         while self.heard_envelope(client, told, commands, answers):
             told.last = ""
             self.meanwhile()
+            if told.sender in self.chunked:
+                return self.say_chunks(client, told)
             if self.random.random() < 0.3:
                 said, (told, commands) = told, self.envelope()
                 heard = self.say_group(client, said, commands)
@@ -156,7 +163,7 @@ class Campaign:
     def say_group(self, client: Client, told: Told, commands: list[str]) -> list[str]:
         """The body, and the next transaction's commands behind the dot in the same segment."""
         group = "".join(command + "\r\n" for command in commands).encode()
-        self.send(client, told.body + b".\r\n" + group)
+        self.send(client, stuffed(told.body) + b".\r\n" + group)
         return self.hear(client, 1 + len(commands))
 
     def heard_envelope(self, client: Client, told: Told, commands: list[str], answers: list[str]) -> bool:
@@ -170,6 +177,8 @@ class Campaign:
                 assert answer == "250 2.1.0 Ok", answers
             elif command == "NOOP":
                 assert answer == "250 2.0.0 Ok", answers
+        if told.sender in self.chunked:
+            return True
         told.last = answers[-1]
         return told.last.startswith("354")
 
@@ -194,7 +203,7 @@ class Campaign:
 
     def say_body(self, client: Client, told: Told) -> bool:
         random = self.random
-        wire = told.body + b".\r\n"
+        wire = stuffed(told.body) + b".\r\n"
         ending = random.choices(("stay", "reset", "eof", "reset late", "eof late"), (90, 3, 3, 2, 2))[0]
         if ending in ("reset", "eof"):
             self.send(client, wire[: random.randrange(len(wire) - 2)])
@@ -220,6 +229,37 @@ class Campaign:
         self.stage.loop.settle()
         told.last = (self.hear(client, 1) or [""])[0]
         return False
+
+    def say_chunks(self, client: Client, told: Told) -> bool:
+        """By BDAT: all at once, or each when the last one was answered."""
+        random, body = self.random, told.body
+        cuts = sorted(random.randint(0, len(body)) for _ in range(random.choice((0, 1, 3, 8))))
+        pieces = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+        commands = [
+            b"BDAT %d%s\r\n%s" % (len(piece), b" LAST" if at == len(pieces) - 1 else b"", piece)
+            for at, piece in enumerate(pieces)
+        ]
+        if random.random() < 0.1:
+            whole = b"".join(commands)
+            self.send(client, whole[: random.randrange(len(whole))])
+            self.leave(client, random.choice(("reset", "eof")))
+            return False
+        if random.random() < 0.5:
+            self.send(client, b"".join(commands))
+            told.last = (self.hear(client, len(commands)) or [""])[-1]
+        else:
+            for command in commands:
+                self.send(client, command)
+                told.last = (self.hear(client, 1) or [""])[0]
+                if client.ended or not told.last.startswith("250"):
+                    break
+                self.meanwhile()
+        if client.ended:
+            return False
+        if not told.last.startswith("2"):
+            self.send(client, b"RSET\r\n")
+            assert self.hear(client, 1) == ["250 2.0.0 Ok"] or client.ended
+        return not client.ended
 
     def leave(self, client: Client, how: str) -> None:
         assert client.wire is not None
