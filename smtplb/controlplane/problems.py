@@ -7,6 +7,7 @@ Invariant: every anchor in ANCHORS is a heading of docs/problems.md, and no othe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -198,7 +199,7 @@ def _backend(backend: BackendView, now: float) -> Iterator[Problem]:
             yield Problem(DEGRADED, where, f"down for {so_long}: {backend.check.last_text}", hint, anchor)
         case "ejected":
             until = backend.ejected_until
-            end = "" if until is None else f", {for_so_long(until - now)} more"
+            end = "" if until is None else f", {for_so_long(60 * math.ceil((until - now) / 60))} more"
             hint = "it passes its checks and fails with mail: look into its log"
             yield Problem(
                 DEGRADED, where, f"ejected for {so_long}{end}: {backend.reason}", hint, "backend-ejected"
@@ -213,7 +214,7 @@ def _backend(backend: BackendView, now: float) -> Iterator[Problem]:
         case "drain" | "maint":
             why = f", {backend.operator.reason}" if backend.operator.reason else ""
             until = backend.operator.until
-            end = "" if until is None else f", {for_so_long(until - now)} more"
+            end = "" if until is None else f", {for_so_long(60 * math.ceil((until - now) / 60))} more"
             text = f"{backend.state} by the operator for {so_long}{why}{end}"
             yield Problem(
                 DEGRADED, where, text, "set it to ready when it may take mail again", "operator-drain"

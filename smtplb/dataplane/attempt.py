@@ -110,6 +110,10 @@ class Trial(Protocol):
     chunked: bool  # the client sends BDAT
     trace_bytes: int  # length of the line that goes in front of the body
 
+    @property
+    def declared_binary(self) -> bool:
+        """BODY=BINARYMIME: the message can go by BDAT only."""
+
     def suits(self, connection: Connection) -> bool:
         """The backend has all that this transaction uses."""
 
@@ -217,6 +221,8 @@ class Attempt:
             self._trial.answered_well(Command.CONNECT)
         self._use(connection)
         self.flush()
+        if self.step is Step.OVER:  # it does not suit, and that may have been the last one
+            self._trial.tell_client()
 
     def lease_failed(self, failure: Failure) -> None:
         self._context.runtime.deadlines.disarm(self)
@@ -301,7 +307,13 @@ class Attempt:
         """DATA, or, where client and backend both use chunks, nothing at all: the first BDAT needs no leave (RFC 3030 4.2)."""
         connection = self.connection
         assert self.step is Step.ENVELOPE and connection is not None and not self._due
-        if self._trial.chunked and b"CHUNKING" in connection.capabilities:
+        capabilities = connection.capabilities
+        # Chunks follow each other without waiting for answers, which a backend without PIPELINING does not allow.
+        if (
+            self._trial.chunked
+            and b"CHUNKING" in capabilities
+            and (capabilities.pipelining or self._trial.declared_binary)
+        ):
             self.step = Step.BODY
             connection.expect_until(Phase.BLOCK, NEVER)
             self._trial.body_wanted(as_chunks=True)

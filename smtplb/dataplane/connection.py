@@ -481,7 +481,7 @@ class Connection(asyncio.Protocol):
             self._reply(reply)
             if self._closed:
                 break
-        if self.state is State.IDLE:
+        if self.state in (State.IDLE, State.BOUND):
             self.in_step()
         if holder is not None:
             holder.replies_done()

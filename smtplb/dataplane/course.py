@@ -150,6 +150,11 @@ class Course(ABC):
         return self._relay is not None and not self._relay.ended
 
     @property
+    def under_way(self) -> bool:
+        """Some backend is being asked, or will be once it has room."""
+        return self._place is not None or (self._attempt is not None and self._attempt.step is not Step.OVER)
+
+    @property
     def terminator_left(self) -> bool:
         return self._attempt is not None and self._attempt.step is Step.FINAL
 
@@ -189,6 +194,8 @@ class Course(ABC):
         self._place = None
         self._begin(backend, wants_fresh=False)
         self.flush()
+        if self._answer is not None:
+            self.tell_client()
         return True
 
     def waited_too_long(self) -> None:
@@ -234,6 +241,8 @@ class Course(ABC):
 
     def _time_starts_anew(self, attempt: Attempt) -> bool:
         """The attempt was level with the client, between commands or in the body: its loss, not a command, begins the wait."""
+        if self._slot is not None and self._slot.wire is None:
+            return False  # it waits for the answer to DATA, or to the message
         if attempt.step is Step.BODY:
             return self._relay is not None and self._relay.caught_up
         return attempt.step is Step.ENVELOPE and not attempt.awaits_recipients

@@ -143,6 +143,11 @@ class Dialogue:
         return transaction is not None and not transaction.chunked and transaction.in_body
 
     @property
+    def answer_under_way(self) -> bool:
+        """Some backend is being asked; else no reply would ever come."""
+        return self._auth is not None or (self.transaction is not None and self.transaction.under_way)
+
+    @property
     def in_message(self) -> bool:
         """Content, or between two chunks of it."""
         return self._chunk_left > 0 or (self.transaction is not None and self.transaction.in_body)

@@ -43,7 +43,7 @@ class ReplayBuffer:
 
     def __init__(self, budget: ReplayBudget) -> None:
         self._budget = budget
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._file: int | None = None  # descriptor of a file without a name
         self.size_bytes = 0
         self.complete = True
@@ -59,13 +59,13 @@ class ReplayBuffer:
         elif self._file is None and self.size_bytes + size <= budget.settings.memory_bytes:
             self.size_bytes += size
             budget.used_memory_bytes += size
-            self._chunks.append(piece)
+            self._keep_in_memory(piece)
         else:
             self._keep_in_file(piece)
 
     def drop(self) -> None:
         """Give everything back; nothing can be replayed any more unless nothing was kept."""
-        if not self.size_bytes:
+        if not self.size_bytes and self._file is None:
             return
         if self._file is None:
             self._budget.used_memory_bytes -= self.size_bytes
@@ -78,15 +78,27 @@ class ReplayBuffer:
         self.complete = False
 
     def piece_at(self, offset: int) -> bytes:
-        """Up to PIECE_BYTES (or one kept piece, whatever its size) from `offset`, where a piece ended; b"" at the end."""
+        """Up to PIECE_BYTES (or the rest of one kept piece, whatever its size) from `offset`; b"" at the end."""
         if self._file is not None:
             return os.pread(self._file, min(PIECE_BYTES, self.size_bytes - offset), offset)
         at = 0
-        for piece in self._chunks:
-            if at == offset:
-                return piece
-            at += len(piece)
+        for chunk in self._chunks:
+            if offset < at + len(chunk):
+                return bytes(chunk[offset - at :] if offset > at else chunk)
+            at += len(chunk)
         return b""
+
+    def _keep_in_memory(self, piece: bytes) -> None:
+        """As it is, but for crumbs: a body that comes in two octets at a time must neither cost twenty times as much nor be
+        read again as many pieces."""
+        chunks = self._chunks
+        if not chunks or len(chunks[-1]) + len(piece) > PIECE_BYTES:
+            chunks.append(piece)
+            return
+        last = chunks[-1]
+        if not isinstance(last, bytearray):
+            last = chunks[-1] = bytearray(last)
+        last += piece
 
     def _keep_in_file(self, piece: bytes) -> None:
         """A write into the page cache, not to the disk: it takes about as long as the copy that it is."""

@@ -117,6 +117,10 @@ class Target:
                 return pool.backends.get(key[1])
         return None
 
+    def backend_sharing(self, key: BackendKey) -> Backend | None:
+        """backend_named(), but only in a pool that takes load now: wishes never undo a fail-over."""
+        return self.backend_named(key) if key[0] in self._shares else None
+
     def too_large(self, size_bytes: int) -> bool:
         """No backend takes a message of this size, by what each last said."""
         return all(backend.lacks(frozenset(), size_bytes) for backend in self.backends)

@@ -51,12 +51,11 @@ class Search:
             there = not binding.pinned_lost and not self._skip
             return self.target.backend_named(binding.pinned.key) if there else None
         sticky = binding.sticky.key if binding.sticky is not None else None
-        for wished in map(self.target.backend_named, filter(None, (self._preferred, sticky))):
+        for wished in map(self.target.backend_sharing, filter(None, (self._preferred, sticky))):
             if (
                 wished is not None
                 and wished not in self._skip
                 and wished.standing.usable
-                and wished in self.target.backends
                 and self._able(wished)
                 and wished.has_room(binding)
             ):

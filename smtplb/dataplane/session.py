@@ -323,20 +323,25 @@ class Session(asyncio.Protocol):
         self.turn()
 
     def deadline_passed(self, now: float) -> None:
+        try:
+            self._time_over()
+            self._flush()
+        except Exception as error:
+            self._bug(error)
+
+    def _time_over(self) -> None:
         if self._closing:
             self.abort()  # the client never read our last words
         elif self._stage is Stage.DELAY:
             self._greet()
-            self._flush()
         elif self._stage is not Stage.OPEN:
             # A front without its header (a TCP check, say), or a handshake that hangs: there is nobody to talk to.
             self.close("no PROXY header" if self._stage is Stage.PROXY else "TLS handshake timeout")
-            self._flush()
         elif self._reply_due and not self._writing_paused:
+            assert self._dialogue.answer_under_way, "a reply is due and nobody is asked for it"
             self._expect_input()
         else:
             self.close_with(Refusal.IDLE)
-            self._flush()
 
     # -- what transaction and listener ask ---------------------------------------------------------
 

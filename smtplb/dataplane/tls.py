@@ -280,7 +280,9 @@ class TlsStream(asyncio.Protocol):
             at_end = size < READ_BYTES
         except ssl.SSLWantReadError:
             at_end = self._at_eof
-        except ssl.SSLError:  # includes close_notify (SSLZeroReturnError) and a broken record; it will say so again
+        except (
+            ssl.SSLError
+        ):  # includes close_notify (SSLZeroReturnError) and a broken record; it will say so again
             at_end = True
         return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), at_end
 

@@ -46,9 +46,9 @@ class Transaction(Course):
         self.recipients.append(recipient)
         if self._search is None or (self._search.target is not target and self.target_open):
             self._retarget(target)
-        if parameters:
-            assert self._search is not None
-            self._search.needs |= needs_of(parameters)
+        if parameters and not self._can_take(needs_of(parameters)):
+            self._refuse(recipient, Refusal.NO_BACKEND.wire)
+            return
         if self._answer is None and self.binding.verdict is not None:
             self._answer = self.binding.verdict
         if self._answer is not None:
@@ -66,6 +66,16 @@ class Transaction(Course):
             attempt.budget_end_s = self._asked_s + attempt.backend.budget.rcpt_s
         attempt.rcpt(recipient)
 
+    def _can_take(self, needs: frozenset[bytes]) -> bool:
+        """What a further recipient asks for, the backend that has the others may lack."""
+        attempt, search = self._attempt, self._search
+        assert search is not None
+        connection = attempt.connection if attempt is not None else None
+        if connection is not None and not all(need in connection.capabilities for need in needs):
+            return False
+        search.needs |= needs
+        return True
+
     def _retarget(self, target: Target) -> None:
         """The first recipient, or nobody was accepted where those before it went: this one starts afresh."""
         self._leave(closing=False)
@@ -74,7 +84,7 @@ class Transaction(Course):
         affinity = self._context.router.affinity
         preferred = None
         if len(affinity):
-            key = affinity.key(self.binding.identity.client, self.sender, self.recipients[0].path)
+            key = affinity.key(self.binding.identity.client, self.sender, self.recipients[-1].path)
             preferred = affinity.recall(key, self._context.runtime.deadlines.clock())
         self._search = Search(
             target,

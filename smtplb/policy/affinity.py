@@ -59,6 +59,3 @@ class Affinity:
         if until_s <= now or once:
             del self._entries[key]
         return backend if until_s > now else None
-
-    def forget(self, key: bytes) -> None:
-        self._entries.pop(key, None)

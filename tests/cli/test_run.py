@@ -121,7 +121,9 @@ async def test_a_listener_address_in_use_is_named_and_nothing_is_left(setup: Set
     with socket.create_server(("127.0.0.1", setup.mail)):
         async with smtplb("run", setup.file) as running:
             assert await running.end() == 1
-    assert running.text.splitlines() == [f"listener in: 127.0.0.1:{setup.mail}: address already in use"]
+    admin, last = running.text.splitlines()
+    assert json.loads(admin)["event.action"] == "admin-listening"
+    assert last == f"listener in: 127.0.0.1:{setup.mail}: address already in use"
     assert not is_listening(setup.admin)
 
 

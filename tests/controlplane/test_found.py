@@ -4,201 +4,263 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
 
+import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from smtplb.dataplane.certificates import FrontCertificates, client_context, reload_client_contexts
-from smtplb.dataplane.connection import Connection
+from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.deadlines import Deadlines
-from smtplb.settings import *
+from smtplb.policy.outcome import Reason
+from smtplb.settings import (
+    BackTlsMode,
+    BackTlsSettings,
+    CertificateSettings,
+    FrontTlsMode,
+    FrontTlsSettings,
+    IdentityMode,
+    TrafficSettings,
+)
+from tests.controlplane.test_prober import Conversation, Script
+from tests.controlplane.test_prober_identity import ca_file, required, server_context, starttls
 from tests.controlplane.test_registry import MX1, MX2, opened
-from tests.controlplane.things import backend
+from tests.controlplane.test_with_worker import CHECK, Lab
+from tests.controlplane.things import backend, listener, pool
+
+OTHER_AUTHORITY = trustme.CA()
 
 
-class Owner:
-    def __init__(self):
-        self.done = asyncio.get_running_loop().create_future()
+class Opened:
+    """A connection to a backend, as its owner sees it: how coming up ended, and what the backend had heard."""
 
-    def connection_ready(self, c):
-        self.done.set_result(("ready", c))
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.connection: Connection
+        self.failure: Failure | None = None
+        self._told = asyncio.Event()
+        self._served = asyncio.Event()
 
-    def connection_failed(self, c, f):
-        self.done.set_result((f.reason.value, f))
+    @property
+    def reason(self) -> Reason | None:
+        """Why it did not come up; None: it did."""
+        return self.failure.reason if self.failure is not None else None
 
-    def connection_closed(self, c):
+    def connection_ready(self, connection: Connection) -> None:
+        self._told.set()
+
+    def connection_failed(self, connection: Connection, failure: Failure) -> None:
+        self.failure = failure
+        self._told.set()
+
+    def connection_cleared(self, connection: Connection) -> None:
+        raise AssertionError("nobody leased it")
+
+    def connection_expired(self, connection: Connection) -> None:
+        raise AssertionError("it was not idle for so long")
+
+    def connection_closed(self, connection: Connection) -> None:
         pass
 
-
-async def up(script, clear=False, **kw):
-    async def serve(r, w):
+    async def serve(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await script(r, w)
-        except (ConnectionError, asyncio.IncompleteReadError):
+            await script(Conversation(reader, writer, self.heard, asyncio.Event()))
+        except ConnectionError:
             pass
         finally:
-            w.close()
+            writer.close()
+            self._served.set()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async def told(self) -> None:
+        async with asyncio.timeout(10):
+            await self._told.wait()
+
+    async def served(self) -> None:
+        """The backend's side is over, too."""
+        async with asyncio.timeout(10):
+            await self._served.wait()
+
+
+async def opening(
+    script: Script, *, tls: BackTlsSettings | None = None, identity: IdentityMode = IdentityMode.NONE
+) -> Opened:
+    """What came of a connection to a backend that follows `script`."""
+    it = Opened()
+    server = await asyncio.start_server(lambda r, w: it.serve(script, r, w), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     loop = asyncio.get_running_loop()
-    d = Deadlines.of(loop)
-    o = Owner()
-    c = Connection(backend("p", "a", port=port, **kw), hello=b"lb1.test", deadlines=d, owner=o, clear=clear)
-    c.open(loop)
-    async with asyncio.timeout(10):
-        got = await o.done
-    c.abort()
-    server.close()
-    d.close()
-    return got
+    deadlines = Deadlines.of(loop)
+    settings = backend("p", "a", port=port, tls=tls, identity=identity)
+    it.connection = Connection(settings, hello=b"lb1.test", deadlines=deadlines, owner=it)
+    it.connection.open(loop)
+    try:
+        await it.told()
+        if it.failure is None:
+            it.connection.abort()
+        await it.served()
+    finally:
+        it.connection.abort()
+        deadlines.close()
+        server.close()
+        await server.wait_closed()
+    return it
 
 
-async def test_a_backend_that_reads_proxy_v1_as_a_command_is_not_ready():
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        assert (await r.readline()).startswith(b"PROXY")
-        await r.readline()  # EHLO is there
-        w.write(b"502 what?\r\n")
-        w.write(b"250-mx\r\n250 PIPELINING\r\n")
-        await r.read()
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "one by one"])
+async def test_a_backend_that_reads_proxy_v1_as_a_command_is_not_ready(together: bool) -> None:
+    async def script(client: Conversation) -> None:
+        await client.say("220 mx1.test\r\n")
+        assert (await client.hear()).startswith("PROXY ")
+        assert (await client.hear()).startswith("EHLO ")
+        if together:
+            await client.say("502 what?\r\n250-mx1.test\r\n250 PIPELINING\r\n")
+        else:
+            await client.say("502 what?\r\n")
+            if await client.hear() == "QUIT":
+                return
+            await client.say("250-mx1.test\r\n250 PIPELINING\r\n")
+        await client.answer_quit()
 
-    async def one_by_one(r, w):
-        w.write(b"220 mx\r\n")
-        await r.readline()
-        await r.readline()
-        w.write(b"502 what?\r\n")
-        await r.readline()  # HELO
-        w.write(b"250-mx\r\n250 PIPELINING\r\n")
-        await r.read()
-
-    for s in (script, one_by_one):
-        reason, _ = await up(s, identity=IdentityMode.PROXY_V1)
-        assert reason == "identity", s
+    assert (await opening(script, identity=IdentityMode.PROXY_V1)).reason is Reason.IDENTITY
 
 
-async def test_xclient_without_addr_fails_a_check():
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        await r.readline()
-        w.write(b"250-mx\r\n250 XCLIENT NAME PROTO\r\n")
-        await r.read()
+async def test_a_backend_whose_xclient_lacks_addr_is_not_ready() -> None:
+    async def script(client: Conversation) -> None:
+        await client.say("220 mx1.test\r\n")
+        await client.hear()
+        await client.say("250-mx1.test\r\n250 XCLIENT NAME PROTO\r\n")
+        await client.hear()
 
-    assert (await up(script, identity=IdentityMode.XCLIENT))[0] == "identity"
-
-
-async def test_a_connection_closed_in_the_handshake_is_a_tls_failure():
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        await r.readline()
-        w.write(b"250-mx\r\n250 STARTTLS\r\n")
-        await r.readline()
-        w.write(b"220 go\r\n")
-        await r.read(10)
-
-    assert (await up(script, tls=BackTlsSettings(BackTlsMode.OPPORTUNISTIC)))[0] == "tls"
+    assert (await opening(script, identity=IdentityMode.XCLIENT)).reason is Reason.IDENTITY
 
 
-async def test_words_of_a_failed_verification(tmp_path):
-    ca, other = trustme.CA(), trustme.CA()
-    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    other.issue_cert("mx1.test").configure_cert(ctx)
+async def test_a_connection_closed_in_the_handshake_is_a_tls_failure() -> None:
+    async def script(client: Conversation) -> None:
+        await client.say("220 mx1.test\r\n")
+        await client.hear()
+        await client.say("250-mx1.test\r\n250 STARTTLS\r\n")
+        await client.hear()
+        await client.say("220 go ahead\r\n")
+        await client.octets(10)
 
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        await r.readline()
-        w.write(b"250-mx\r\n250 STARTTLS\r\n")
-        await r.readline()
-        w.write(b"220 go\r\n")
-        try:
-            await w.start_tls(ctx)
-        except ssl.SSLError:
-            pass
-
-    reason, f = await up(
-        script, tls=BackTlsSettings(BackTlsMode.REQUIRED, ca=str(tmp_path / "ca.pem"), server_name="mx1.test")
-    )
-    assert reason == "tls"
-    assert b"unable to get local issuer certificate" in f.detail, f.detail
+    opened = await opening(script, tls=BackTlsSettings(BackTlsMode.OPPORTUNISTIC))
+    assert opened.reason is Reason.TLS
 
 
-async def test_no_starttls_where_required_says_quit():
-    heard = []
-    over = asyncio.Event()
-
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        heard.append(await r.readline())
-        w.write(b"250 mx\r\n")
-        heard.append(await r.readline())
-        over.set()
-
-    reason, _ = await up(script, tls=BackTlsSettings(BackTlsMode.REQUIRED))
-    await over.wait()
-    assert heard[1] == b"QUIT\r\n", heard
+async def test_a_failed_verification_says_what_failed(tmp_path: Path) -> None:
+    theirs = server_context(OTHER_AUTHORITY)
+    opened = await opening(starttls(theirs), tls=required(tmp_path))
+    assert opened.failure is not None
+    assert opened.reason is Reason.TLS
+    assert b"unable to get local issuer certificate" in opened.failure.detail
 
 
-async def test_greeting_is_known_when_the_connection_is_lost_behind_it():
-    async def script(r, w):
-        w.write(b"220 mx\r\n")
-        await r.readline()
+async def test_where_starttls_is_required_and_missing_the_backend_hears_quit() -> None:
+    async def script(client: Conversation) -> None:
+        await client.say("220 mx1.test\r\n")
+        await client.hear()
+        await client.say("250 mx1.test\r\n")
+        await client.answer_quit()
 
-    async def serve(r, w):
-        await script(r, w)
-        w.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    d = Deadlines.of(asyncio.get_running_loop())
-    o = Owner()
-    c = Connection(backend("p", "a", port=port), hello=b"x.test", deadlines=d, owner=o)
-    c.open(asyncio.get_running_loop())
-    await o.done
-    server.close()
-    d.close()
-    assert c.greeting is not None
+    opened = await opening(script, tls=BackTlsSettings(BackTlsMode.REQUIRED))
+    assert opened.reason is Reason.TLS
+    assert opened.heard == ["EHLO lb1.test", "QUIT"]
 
 
-def issue(ca, folder, name):
-    leaf = ca.issue_cert(f"{name}.test")
-    (folder / f"{name}.pem").write_bytes(b"".join(b.bytes() for b in leaf.cert_chain_pems))
-    leaf.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+async def test_the_greeting_is_known_of_a_connection_that_was_lost_behind_it() -> None:
+    async def script(client: Conversation) -> None:
+        await client.say("220 mx1.test\r\n")
+        await client.hear()
+
+    opened = await opening(script)
+    assert opened.reason is Reason.LOST
+    assert opened.connection.greeting is not None
+    assert opened.connection.greeting.code == 220
 
 
-def test_a_broken_first_certificate_leaves_the_one_before_in_use(tmp_path):
-    ca = trustme.CA()
-    issue(ca, tmp_path, "a")
-    issue(ca, tmp_path, "b")
-    pairs = tuple(CertificateSettings(f"{tmp_path}/{n}.pem", f"{tmp_path}/{n}.key") for n in "ab")
-    certs = FrontCertificates(FrontTlsSettings(FrontTlsMode.STARTTLS, pairs))
-    before = certs.context
-    (tmp_path / "a.key").write_text("junk")
-    certs.load()
-    shown = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.create_default_context(cadata=ca.cert_pem.bytes().decode())
-    a, b = ssl.MemoryBIO(), ssl.MemoryBIO()
-    s = certs.context.wrap_bio(a, b, server_side=True)
-    c = client.wrap_bio(b, a, server_hostname="a.test")
-    for _ in range(5):
-        for e in (c, s):
+def issue(authority: trustme.CA, folder: Path, name: str) -> CertificateSettings:
+    leaf = authority.issue_cert(f"{name}.test")
+    pair = CertificateSettings(f"{folder}/{name}.pem", f"{folder}/{name}.key")
+    Path(pair.certificate).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    leaf.private_key_pem.write_to_path(pair.key)
+    return pair
+
+
+def names_shown(context: ssl.SSLContext, authority: trustme.CA, asked: str) -> list[str]:
+    """The names in the certificate that a client sees who asks for one name and trusts the authority."""
+    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(to_client, to_server, server_hostname=asked)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(5):  # more turns than any handshake takes
+        for end in (client, server):
             try:
-                e.do_handshake()
+                end.do_handshake()
             except ssl.SSLWantReadError:
                 pass
-    assert c.getpeercert()["subjectAltName"] == (("DNS", "a.test"),)
+    certificate = client.getpeercert()
+    assert certificate is not None
+    return [name for _, name in cast("tuple[tuple[str, str], ...]", certificate["subjectAltName"])]
 
 
-def test_a_ca_file_that_breaks_leaves_the_one_before_in_use(tmp_path):
-    ca = trustme.CA()
-    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    s = BackTlsSettings(BackTlsMode.REQUIRED, ca=str(tmp_path / "ca.pem"))
-    client_context(s)
+def test_a_broken_first_certificate_leaves_the_one_before_in_use(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    pairs = (issue(authority, tmp_path, "a"), issue(authority, tmp_path, "b"))
+    certificates = FrontCertificates(FrontTlsSettings(FrontTlsMode.STARTTLS, pairs))
+    Path(pairs[0].key).write_text("junk")
+    certificates.load()
+    assert len(certificates.problems) == 1
+    assert certificates.context is not None
+    assert names_shown(certificates.context, authority, "a.test") == ["a.test"]
+    assert names_shown(certificates.context, authority, "b.test") == ["b.test"]
+
+
+def test_a_ca_file_that_breaks_leaves_the_one_before_in_use(tmp_path: Path) -> None:
+    settings = BackTlsSettings(BackTlsMode.REQUIRED, ca=ca_file(tmp_path))
+    before = client_context(settings)
     (tmp_path / "ca.pem").write_text("junk")
-    reload_client_contexts()
-    client_context(s)
+    assert [problem for problem in reload_client_contexts() if str(tmp_path) in problem]
+    assert client_context(settings) is before
 
 
-def test_failback_waits_after_an_identity_came_back():
+def test_an_encrypted_key_asks_nobody_for_its_passphrase(tmp_path: Path) -> None:
+    pair = issue(trustme.CA(), tmp_path, "a")
+    key = load_pem_private_key(Path(pair.key).read_bytes(), password=None)
+    Path(pair.key).write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+    program = (
+        "import sys\n"
+        "from smtplb.dataplane.certificates import FrontCertificates\n"
+        "from smtplb.settings import CertificateSettings, FrontTlsMode, FrontTlsSettings\n"
+        "pair = CertificateSettings(*sys.argv[1:])\n"
+        "print(len(FrontCertificates(FrontTlsSettings(FrontTlsMode.STARTTLS, (pair,))).problems))\n"
+    )
+    # Without a terminal OpenSSL asks on stderr.
+    done = subprocess.run(
+        [sys.executable, "-c", program, pair.certificate, pair.key],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        start_new_session=True,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_failback_waits_after_an_identity_came_back() -> None:
     desk = opened()
     desk.lacks_identity(MX1)
     desk.lacks_identity(MX2)
@@ -208,27 +270,54 @@ def test_failback_waits_after_an_identity_came_back():
     desk.offers(MX1)
     desk.offers(MX2)
     desk.turn()
-    assert desk.shares == {"east": 0, "west": 100}  # failback delay 60 s
+    assert desk.shares == {"east": 0, "west": 100}, "the delay of 60 s is not over"
 
 
-def test_an_encrypted_key_asks_nobody(tmp_path, monkeypatch):
-    from cryptography.hazmat.primitives import serialization as S
-
-    ca = trustme.CA()
-    issue(ca, tmp_path, "a")
-    k = S.load_pem_private_key((tmp_path / "a.key").read_bytes(), None)
-    (tmp_path / "a.key").write_bytes(
-        k.private_bytes(S.Encoding.PEM, S.PrivateFormat.PKCS8, S.BestAvailableEncryption(b"x"))
+@asynccontextmanager
+async def before_one_backend(port: int) -> AsyncIterator[Lab]:
+    """A balancer whose only backend is there, once checks have found it down."""
+    traffic = TrafficSettings(
+        "lb1.test", (listener("mx", "p"),), (pool("p", backend("p", "a", port=port, check=CHECK)),)
     )
-    import subprocess
-    import sys
+    it = Lab(traffic, drain_s=5.0)
+    await it.supervisor.start()
+    try:
+        await it.until(lambda: it.state("p", "a") == "down")
+        yield it
+        assert it.bugs() == []
+    finally:
+        await it.supervisor.stop(0)
 
-    code = f"from smtplb.dataplane.certificates import FrontCertificates; from smtplb.settings import *; print(FrontCertificates(FrontTlsSettings(FrontTlsMode.STARTTLS,(CertificateSettings('{tmp_path}/a.pem','{tmp_path}/a.key'),))).problems)"
-    out = subprocess.run(
-        ["script", "-qec", f'{sys.executable} -c "{code}"', "/dev/null"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    assert "pass phrase" not in out.stdout, out.stdout
+
+async def test_a_listener_greets_while_its_only_backend_is_down_but_takes_connections() -> None:
+    """It is tried all the same: one that only checks find wanting may take the mail."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mx1.test\r\n")
+        while line := await reader.readline():
+            writer.write(b"221 bye\r\n" if line.startswith(b"QUIT") else b"550 5.7.1 not you\r\n")
+            if line.startswith(b"QUIT"):
+                break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        async with before_one_backend(server.sockets[0].getsockname()[1]) as it:
+            client = await it.client()
+            assert (await client.reply()).startswith("220 ")
+            client.close()
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_listener_refuses_with_421_while_nobody_listens_behind_it() -> None:
+    """The client does better to try its next MX at once."""
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    async with before_one_backend(port) as it:
+        client = await it.client()
+        assert (await client.reply()).startswith("421 4.3.2 ")
+        client.close()

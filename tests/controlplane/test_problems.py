@@ -150,7 +150,7 @@ def test_an_ejected_backend_is_told_with_its_reason_and_end() -> None:
     desk.go(10)
     (problem,) = problems(desk)
     assert (problem.where, problem.anchor) == ("east/mx1", "backend-ejected")
-    assert problem.text == "ejected for 10 s, 1 min more: traffic: 5 faults in a row"
+    assert problem.text == "ejected for 10 s, 2 min more: traffic: 5 faults in a row"
 
 
 def test_an_unproven_backend_is_told() -> None:

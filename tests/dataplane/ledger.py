@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.dataplane.harness import FakeStage
-from tests.dataplane.mta import Taken
+from tests.dataplane.mta import ModelMta, Taken
 
 
 @dataclass
@@ -25,13 +25,17 @@ class Told:
         return tuple(recipient for recipient, reply in self.recipients.items() if reply.startswith("2"))
 
 
-def copies(stage: FakeStage, told: Told) -> list[Taken]:
-    return [taken for mta in stage.mtas.values() for taken in mta.taken if taken.sender == told.sender]
-
-
 def check(stage: FakeStage, told: Told, *, may_be_in_doubt: bool = False) -> None:
+    """Also: what is in doubt was recorded."""
+    taken = check_taken(stage.mtas, told, in_doubt=may_be_in_doubt)
+    if taken and not told.last.startswith("2"):
+        in_doubt = [line for line in stage.record.failures if " in_doubt " in line]
+        assert in_doubt or not told.last, "no record of a message in doubt"
+
+
+def check_taken(mtas: dict[str, ModelMta], told: Told, *, in_doubt: bool = False) -> list[Taken]:
     """Each 250 to the final dot is exactly one message at exactly one backend, and whole; a 5xx is none."""
-    taken = copies(stage, told)
+    taken = [taken for mta in mtas.values() for taken in mta.taken if taken.sender == told.sender]
     assert len(taken) <= 1, (told, taken)
     if told.last.startswith("2"):
         assert len(taken) == 1, told
@@ -41,7 +45,5 @@ def check(stage: FakeStage, told: Told, *, may_be_in_doubt: bool = False) -> Non
         assert not taken, told
     else:
         assert told.last.startswith("4") or not told.last, told
-        assert may_be_in_doubt or not taken, told
-    if taken and not told.last.startswith("2"):
-        in_doubt = [line for line in stage.record.failures if " in_doubt " in line]
-        assert in_doubt or not told.last, "no record of a message in doubt"
+        assert in_doubt or not taken, told
+    return taken

@@ -51,7 +51,8 @@ class ModelMta:
     taken: list[Taken] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)  # of all connections, in order
     sessions: list[MtaSession] = field(default_factory=list)
-    later: Callable[[Callable[[], None]], None] | None = None  # runs a callback in a turn of its own
+    later: Callable[[Callable[[], None]], object] | None = None  # runs a callback in a turn of its own
+    told: Callable[[], None] = lambda: None  # something was heard, or is over
     broken: list[str] = field(default_factory=list)  # what smtplb may never do to a backend
 
     def session(self) -> MtaSession:
@@ -95,8 +96,13 @@ class MtaSession:
 
     def over(self, how: str) -> None:
         self.ended = how
+        self.mta.told()
 
     def heard(self, data: bytes) -> None:
+        self._hear(data)
+        self.mta.told()
+
+    def _hear(self, data: bytes) -> None:
         if self.deaf:
             return
         self._buffer += data

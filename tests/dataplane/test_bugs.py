@@ -11,6 +11,7 @@ from smtplb.dataplane.course import Course
 from smtplb.dataplane.dialogue import Dialogue
 from smtplb.dataplane.transaction import Transaction
 from tests.dataplane.harness import FakeStage
+from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup
 
 FROM_THE_CLIENTS_SIDE = [
@@ -81,3 +82,34 @@ def test_bug_in_a_turn_of_the_backend(monkeypatch: pytest.MonkeyPatch, kind: typ
     assert "a bug of ours" in violation
     stage.loop.violations.clear()
     stage.finish()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Course, "attempt_failed"), (Attempt, "connection_broken"), (Attempt, "lease_failed")],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_bug_that_leaves_a_client_without_anybody_to_answer(
+    monkeypatch: pytest.MonkeyPatch, kind: type, name: str
+) -> None:
+    """It hears 421 when its time is over, not nothing for ever."""
+    stage = FakeStage(Setup(pools={"p": "A B"}))
+    client = stage.client().hello()
+    raises_once(monkeypatch, kind, name)
+    if name == "lease_failed":
+        stage.sites["A"].connects = "refuse"
+        client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>")
+    else:
+        stage.mtas["A"].faults.append(Fault("mail", "hang"))
+        client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>")
+        wire = stage.mtas["A"].sessions[0].wire
+        assert wire is not None
+        try:
+            wire.reset()
+            stage.loop.settle()
+        except RuntimeError:
+            pass
+    assert client.take_all() == []
+    stage.clock(301.0)
+    assert client.take_all() == ["421 4.3.0 Local error, try again later"]
+    assert stage.record.blamed == []

@@ -407,3 +407,36 @@ async def test_a_proxy_header_and_a_client_hello_may_share_a_segment() -> None:
             assert [s.client_text for s in stage.listener.sessions] == ["192.0.2.7"]
             client.reset()
             await until(lambda: not stage.listener.sessions)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("record_bytes", [1, 7, 16384])
+async def test_large_bodies_arrive_whatever_the_size_of_records(chunked: bool, record_bytes: int) -> None:
+    body = bytes(range(32, 126)) * 3 + b"\r\n"
+    body *= {1: 300, 7: 1000, 16384: 15_000}[record_bytes]  # 85 KB, 280 KB, 4 MB
+    a = Mta("a", *FULL)
+    async with front(a) as stage:
+        client = await secured(stage)
+        await client.ask("EHLO x")
+        await client.envelope()
+        if chunked:
+            client.send_raw(client.sealed(b"BDAT %d LAST\r\n" % len(body) + body, record_bytes))
+        else:
+            assert (await client.ask("DATA")).startswith("354")
+            client.send_raw(client.sealed(body + b".\r\n", record_bytes))
+        assert (await client.reply()).startswith("250")
+        assert a.taken[0].content == body
+        assert len(a.sessions[0].segments) < 1000, "small records are not small writes to the backend"
+
+
+async def test_a_session_may_come_byte_by_byte() -> None:
+    a = Mta("a")
+    async with front(a) as stage:
+        client = await secured(stage)
+        words = b"EHLO x\r\nMAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\nDATA\r\n"
+        for at, octet in enumerate(client.sealed(words) + client.sealed(b"hello\r\n.\r\nQUIT\r\n")):
+            client.send_raw(bytes([octet]))
+            if at % 3 == 0:
+                await settle(1)
+        assert [r[:3] for r in await client.replies(6)] == ["250", "250", "250", "354", "250", "221"]
+        assert a.taken[0].content == b"hello\r\n"

@@ -1,0 +1,1 @@
+"""Backends that fail inside a transaction: what clients hear, what becomes of each message, who is taken out."""

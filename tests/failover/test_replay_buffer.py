@@ -1,0 +1,145 @@
+"""What is kept of a body: the same bytes again, within the budgets, at a cost that the sender cannot choose."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtplb.dataplane import replay
+from smtplb.dataplane.replay import PIECE_BYTES, ReplayBudget, ReplayBuffer
+from smtplb.settings import ReplaySettings
+
+
+def budget(memory: int = 1000, per_message: int = 100_000, total: int = 1_000_000) -> ReplayBudget:
+    return ReplayBudget(ReplaySettings(memory, per_message, total))
+
+
+def read_all(buffer: ReplayBuffer) -> list[bytes]:
+    pieces: list[bytes] = []
+    while piece := buffer.piece_at(sum(map(len, pieces))):
+        pieces.append(piece)
+    return pieces
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@given(
+    st.lists(st.binary(max_size=300), max_size=30),
+    st.integers(0, 2000),
+    st.integers(0, 5000),
+    st.integers(0, 5000),
+)
+def test_what_is_read_is_what_was_kept_or_it_says_so(
+    pieces: list[bytes], memory: int, per_message: int, total: int
+) -> None:
+    limits = budget(memory, per_message, total)
+    buffer = ReplayBuffer(limits)
+    kept = b""
+    for piece in pieces:
+        buffer.keep(piece)
+        kept += piece
+        assert limits.used_memory_bytes <= memory
+        assert limits.used_memory_bytes + limits.used_file_bytes == buffer.size_bytes <= min(per_message, total)
+        assert buffer.complete is (len(kept) <= min(per_message, total))
+    if buffer.complete:
+        assert b"".join(read_all(buffer)) == kept
+    buffer.drop()
+    assert (limits.used_memory_bytes, limits.used_file_bytes) == (0, 0)
+
+
+def test_all_messages_together_stay_within_the_total() -> None:
+    limits = budget(memory=100, per_message=1000, total=1500)
+    first, second = ReplayBuffer(limits), ReplayBuffer(limits)
+    first.keep(b"x" * 900)
+    second.keep(b"y" * 600)
+    assert (first.complete, second.complete) == (True, True)
+    second.keep(b"y")
+    assert not second.complete, "one octet too many for both"
+    assert limits.used_file_bytes == 900
+    third = ReplayBuffer(limits)
+    third.keep(b"z" * 600)
+    assert third.complete, "what the second gave back is there for others"
+    first.drop()
+    third.drop()
+    assert limits.used_file_bytes == 0
+
+
+@pytest.mark.parametrize("memory", [0, 10, 1000])
+def test_a_full_disk_costs_the_replay_and_neither_the_message_nor_a_descriptor(
+    monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    def full(file: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(replay, "_write_all", full)
+    before = open_files()
+    limits = budget(memory)
+    for _ in range(5):
+        buffer = ReplayBuffer(limits)
+        for _piece in range(20):
+            buffer.keep(b"x" * 100)
+        assert not buffer.complete
+        buffer.drop()
+    assert open_files() == before
+    assert (limits.used_memory_bytes, limits.used_file_bytes) == (0, 0)
+
+
+def test_a_directory_that_is_gone_costs_the_replay_only(tmp_path: Path) -> None:
+    limits = ReplayBudget(ReplaySettings(10, directory=str(tmp_path / "gone")))
+    buffer = ReplayBuffer(limits)
+    for _ in range(3):
+        buffer.keep(b"x" * 8)
+    assert not buffer.complete
+    assert (limits.used_memory_bytes, limits.used_file_bytes) == (0, 0)
+
+
+def test_nothing_of_a_message_has_a_name_on_disk(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(ReplayBudget(ReplaySettings(10, directory=str(tmp_path))))
+    before = open_files()
+    buffer.keep(b"x" * 100)
+    assert open_files() == before + 1
+    assert list(tmp_path.iterdir()) == []
+    buffer.drop()
+    assert open_files() == before
+
+
+def test_a_body_in_crumbs_costs_no_more_memory_than_it_has_octets() -> None:
+    """A client that sends two octets at a time must not make us hold twenty times as many."""
+    size = 200_000
+    buffer = ReplayBuffer(budget(memory=size, per_message=size))
+    crumbs = [b"%02d" % (at % 100) for at in range(size // 2)]
+    tracemalloc.start()
+    try:
+        for crumb in crumbs:
+            buffer.keep(crumb + b"")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * size
+
+
+def test_a_body_in_crumbs_is_read_again_in_few_pieces() -> None:
+    """Else the loop stands still for as long as the number of crumbs squared takes."""
+    size = 200_000
+    buffer = ReplayBuffer(budget(memory=size, per_message=size))
+    for at in range(size // 2):
+        buffer.keep(b"%02d" % (at % 100))
+    pieces = read_all_few(buffer, size // PIECE_BYTES + 2)
+    assert b"".join(pieces) == b"".join(b"%02d" % (at % 100) for at in range(size // 2))
+
+
+def read_all_few(buffer: ReplayBuffer, limit: int) -> list[bytes]:
+    pieces: list[bytes] = []
+    offset = 0
+    while piece := buffer.piece_at(offset):
+        pieces.append(piece)
+        offset += len(piece)
+        assert len(pieces) <= limit, "too many pieces"
+    return pieces
