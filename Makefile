@@ -2,11 +2,16 @@
 
 SHELL := /bin/sh
 PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
 RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
 REQUIRES := pyproject.toml scripts/venv
 
-.PHONY: help demo test lint types unit format mtas clean
+# What has the machine to itself: real servers, and tests that measure. All others share its cores.
+ALONE := (mta or measured)
+TOGETHER := -n auto --dist worksteal
+
+.PHONY: help demo test lint types unit fuzz soak bench format mtas clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -17,10 +22,20 @@ demo: $(RUN)  ## install into .venv and show the main job on embedded backends
 	.venv/bin/smtplb demo
 
 test: $(DEV) mtas lint types  ## everything: environment, mail servers (as root on Debian), lint, types, all tests
-	$(PY) -m pytest
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=ci -m "not $(ALONE) and not slow"
+	$(PYTEST) --hypothesis-profile=ci -m "$(ALONE) and not slow"
 
-unit: $(DEV)  ## the tests that need no real mail server
-	$(PY) -m pytest -m "not mta"
+unit: $(DEV)  ## the tests that need no real mail server, with fewer examples: a minute
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=dev -m "not $(ALONE) and not slow"
+
+fuzz: $(DEV)  ## laws and campaigns with 50 times the examples and seeds, drawn anew each time: an hour or more
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=fuzz -m "(hypothesis or campaign) and not $(ALONE)" -o faulthandler_timeout=0
+
+soak: $(DEV) mtas  ## the long forms of tests with real mail servers
+	$(PYTEST) -m slow
+
+bench: $(DEV) mtas  ## messages/s, CPU and memory beside HAProxy; needs a quiet machine
+	$(PY) -m bench
 
 lint: $(DEV)  ## ruff: rules and format
 	.venv/bin/ruff check .

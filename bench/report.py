@@ -95,15 +95,12 @@ def _version(command: list[str], pattern: str) -> str:
     return match[1] if match else "unknown"
 
 
-def store(
-    results: dict[str, Rounds], cases: Sequence[Case], loads: list[float], about: dict[str, Any]
-) -> Path:
-    """`loads`: the load average before each round. The file is named after the moment."""
+def store(results: dict[str, Rounds], cases: Sequence[Case], about: dict[str, Any]) -> Path:
+    """The file is named after the moment."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.json", time.gmtime())
     content = {
         "machine": about,
-        "load_averages": loads,
         "cases": [asdict(case) for case in cases],
         "rounds": {
             case: {subject: [asdict(each) for each in measured] for subject, measured in rounds.items()}

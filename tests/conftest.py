@@ -1,4 +1,4 @@
-"""What all tests share: uvloop under every asynchronous test, and the lab of real programs."""
+"""What all tests share: uvloop under every asynchronous test, how much a run tries, and the lab of real programs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 import pytest
 import uvloop
 
+from tests.effort import register_profiles
 from tests.lab.fixtures import LAB_IS_REQUIRED, Lab
 
 LAB_FIXTURES = frozenset({"lab", "module_lab"})
+
+register_profiles()
 
 
 def pytest_asyncio_loop_factories(

@@ -300,6 +300,12 @@ class Attempt:
             connection.send(group)
 
     @property
+    def alive(self) -> bool:
+        """It has a connection, or waits for one."""
+        connection = self.connection
+        return self.step is Step.SEEKING or (connection is not None and connection.holder is self)
+
+    @property
     def awaits_recipients(self) -> bool:
         return self.step is Step.SEEKING or self._due > 0
 

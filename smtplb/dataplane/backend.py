@@ -48,6 +48,7 @@ class Backend:
         "_connecting",
         "_idle",
         "_leased",
+        "_leaving",
         "_quitting",
         "_resetting",
         "_runtime",
@@ -89,6 +90,7 @@ class Backend:
         self._bound: set[Connection] = set()
         self._resetting: set[Connection] = set()
         self._quitting: set[Connection] = set()
+        self._leaving: set[Connection] = set()  # did not come up, and say QUIT
         self._seekers: deque[Seeker] = deque()
         self._clear_until_s = 0.0
         self.on_room: Callable[[], None] | None = None  # told when a further lease has become possible
@@ -140,6 +142,7 @@ class Backend:
             + len(self._leased)
             + len(self._resetting)
             + len(self._quitting)
+            + len(self._leaving)
         )
 
     def has_room(self, binding: Binding) -> bool:
@@ -198,6 +201,8 @@ class Backend:
         """The seeker no longer wants a connection. One that is coming up for it is kept."""
         self._seekers.remove(seeker)
         self._share()
+        if self.on_room is not None:  # what would have been its connection
+            self.on_room()
 
     def release(self, connection: Connection) -> None:
         """The holder is done and the connection is well; what is still due on it is swallowed, an open transaction reset."""
@@ -245,8 +250,17 @@ class Backend:
 
     def close(self) -> None:
         """End every connection; transactions must have ended."""
-        groups = (self._connecting, self._idle, self._bound, self._leased, self._resetting, self._quitting)
+        groups = (
+            self._connecting,
+            self._idle,
+            self._bound,
+            self._leased,
+            self._resetting,
+            self._quitting,
+            self._leaving,
+        )
         for connection in [connection for group in groups for connection in group]:
+            connection.when_gone = None
             self._forget(connection)
             connection.abort()
 
@@ -277,6 +291,9 @@ class Backend:
 
     def connection_failed(self, connection: Connection, failure: Failure) -> None:
         self._connecting.discard(connection)
+        if connection.leaving:
+            self._leaving.add(connection)
+            connection.when_gone = lambda: self._left(connection)
         if (
             failure.reason is Reason.TLS
             and self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
@@ -289,6 +306,11 @@ class Backend:
                     self._seekers.remove(seeker)
                     seeker.lease_failed(failure)
                     break
+        self._open_for_seekers()
+
+    def _left(self, connection: Connection) -> None:
+        self._leaving.discard(connection)
+        self._share()
         self._open_for_seekers()
 
     def connection_cleared(self, connection: Connection) -> None:
@@ -491,7 +513,14 @@ class Backend:
         self._share()
 
     def _remove(self, connection: Connection) -> None:
-        for container in (self._connecting, self._bound, self._leased, self._resetting, self._quitting):
+        for container in (
+            self._connecting,
+            self._bound,
+            self._leased,
+            self._resetting,
+            self._quitting,
+            self._leaving,
+        ):
             container.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

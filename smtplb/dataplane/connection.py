@@ -12,6 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol, cast
 
@@ -139,6 +140,7 @@ class Connection(asyncio.Protocol):
         "state",
         "transaction_open",
         "transactions",
+        "when_gone",
         "writable",
     )
 
@@ -168,6 +170,7 @@ class Connection(asyncio.Protocol):
             deque()
         )  # commands that wait, at a backend without PIPELINING
         self.state = State.CONNECTING
+        self.when_gone: Callable[[], None] | None = None
         self._phase = Phase.CONNECT
         self.deadline_s = NEVER
         self.deadline_bucket = 0
@@ -444,6 +447,12 @@ class Connection(asyncio.Protocol):
         if holder is not None:
             holder.connection_broken(self, failure)
 
+    @property
+    def leaving(self) -> bool:
+        """It failed while coming up, and its QUIT is not answered yet: `when_gone` is called when the backend is rid of it."""
+        transport = self._transport
+        return self.state is State.CLOSED and transport is not None and not transport.is_closing()
+
     def _may_say_quit(self, reason: Reason) -> bool:
         """It speaks SMTP and is in step: also where it does not offer STARTTLS, but not after a failed handshake."""
         return reason in _POLITE or (reason is Reason.TLS and not self._in_handshake)
@@ -491,6 +500,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._deadlines.disarm(self)
+        if self.when_gone is not None:
+            self.when_gone()
         if self.state is State.QUITTING:
             self._end()
             self.owner.connection_closed(self)

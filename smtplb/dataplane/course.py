@@ -45,6 +45,9 @@ class Client(Protocol):
     def backend_writable(self, writable: bool) -> None:
         """Flow control for the body."""
 
+    def has_reset(self) -> bool:
+        """Its reset has come, though what it sent before may not have been read yet."""
+
 
 _STEP_PHASE = {
     Step.SEEKING: Phase.CONNECT,
@@ -152,7 +155,7 @@ class Course(ABC):
     @property
     def under_way(self) -> bool:
         """Some backend is being asked, or will be once it has room."""
-        return self._place is not None or (self._attempt is not None and self._attempt.step is not Step.OVER)
+        return self._place is not None or (self._attempt is not None and self._attempt.alive)
 
     @property
     def terminator_left(self) -> bool:
@@ -185,6 +188,10 @@ class Course(ABC):
                 self._give_up(Refusal.QUEUE_FULL)
         else:
             self._give_up(Refusal.NO_BACKEND)
+
+    @property
+    def choosy(self) -> bool:
+        return self._search is not None and self._search.choosy
 
     def room_found(self) -> bool:
         assert self._search is not None
@@ -278,6 +285,8 @@ class Course(ABC):
         possible = {Next.SAME_FRESH: self._can_refresh, Next.OTHER: self._can_ask_another}.get(following)
         if possible is not None and not possible():
             following = Attempts.without_other(decision, has_reply=has_reply)
+            if following is Next.GIVE_UP and self._can_repeat() and search.widen():
+                following = Next.OTHER
         if following is Next.RELAY and self._promised(command):
             self._mismatch(trouble)
         elif following is Next.RELAY:

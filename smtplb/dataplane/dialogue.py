@@ -40,6 +40,9 @@ from smtplb.smtp.commands import (
 from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
 
+# In one transaction, beyond as many as may be taken. 5xx ends the session before; 4xx (greylisting) may go on and on.
+MAX_REFUSED_RECIPIENTS = 1000
+
 _FAULT_REFUSALS = {
     SyntaxFault.ARGUMENTS: Refusal.BAD_ARGUMENTS,
     SyntaxFault.PARAMETER: Refusal.UNKNOWN_PARAMETER,
@@ -417,7 +420,8 @@ class Dialogue:
             return
         path, parameters = parsed
         limits = self._context.settings.limits
-        if len(transaction.recipients) - transaction.refused >= limits.recipients:
+        taken = len(transaction.recipients) - transaction.refused
+        if taken >= limits.recipients or transaction.refused >= limits.recipients + MAX_REFUSED_RECIPIENTS:
             self._deny(transaction, path, Refusal.TOO_MANY_RECIPIENTS)
         elif not channel.takes_recipient():
             self._deny(transaction, path, Refusal.TOO_MANY_RCPTS_A_MINUTE)

@@ -96,7 +96,8 @@ class Pool:
         return None
 
     def choose_last_resort(self, skip: Collection[Backend]) -> Backend | None:
-        """One that is down or ejected: tried only when nothing of the whole target is usable (design 4.8)."""
+        """One that is down or ejected: tried only when nothing of the whole target is usable (design 4.8), or all that is
+        has failed the transaction."""
         left = [b for b in self._last_resort if b not in skip]
         return min(left, key=lambda b: b.in_flight, default=None)
 

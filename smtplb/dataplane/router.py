@@ -84,9 +84,9 @@ class Target:
     def backends(self) -> list[Backend]:
         return [backend for pool in self._order for backend in pool.backends.values()]
 
-    def choose(self, skip: Sequence[Backend]) -> Backend | None:
+    def choose(self, skip: Sequence[Backend], *, last_resort: bool = False) -> Backend | None:
         """The backend for the next attempt: by share first, then any usable one in order of preference, then, while
-        nothing at all is usable, one that is down or ejected."""
+        nothing at all is usable or as a `last_resort`, one that is down or ejected."""
         first: Pool | None
         if skip:
             first = self._pool_of(
@@ -102,7 +102,7 @@ class Target:
         for pool in self._order:
             if pool is not first and (backend := pool.choose(skip)) is not None:
                 return backend
-        if self.usable:
+        if self.usable and not last_resort:
             return None
         for pool in self._order:
             if (backend := pool.choose_last_resort(skip)) is not None:
@@ -134,9 +134,10 @@ class Target:
 
     def others_or_last_resort_left(self, skip: Sequence[Backend]) -> bool:
         """A further choose() would find somebody."""
-        return self.others_left(skip) or (
-            not self.usable and any(pool.last_resort_left(skip) for pool in self._order)
-        )
+        return self.others_left(skip) or (not self.usable and self.last_resort_left(skip))
+
+    def last_resort_left(self, skip: Sequence[Backend]) -> bool:
+        return any(pool.last_resort_left(skip) for pool in self._order)
 
 
 class Route:

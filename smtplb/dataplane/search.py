@@ -16,7 +16,17 @@ from smtplb.policy.retry import Attempts, BackendKey
 class Search:
     """One for each transaction and target. `needs`: extensions that the transaction uses."""
 
-    __slots__ = ("_binding", "_preferred", "_skip", "attempts", "busy", "needs", "size_bytes", "target")
+    __slots__ = (
+        "_binding",
+        "_last_resort",
+        "_preferred",
+        "_skip",
+        "attempts",
+        "busy",
+        "needs",
+        "size_bytes",
+        "target",
+    )
 
     def __init__(
         self,
@@ -35,6 +45,7 @@ class Search:
         self.size_bytes = size_bytes
         self.attempts = Attempts(attempts_limit)
         self._skip: list[Backend] = []
+        self._last_resort = False
         self.busy = False  # after next_backend(): somebody could be asked, but has no room now
 
     def next_backend(self) -> Backend | None:
@@ -43,6 +54,11 @@ class Search:
         if backend is not None:
             self._skip.append(backend)
         return backend
+
+    @property
+    def choosy(self) -> bool:
+        """Some backend will not be asked (any more)."""
+        return bool(self._skip)
 
     def _choose(self) -> Backend | None:
         binding = self._binding
@@ -63,7 +79,9 @@ class Search:
         self.busy = False
         passed_over: list[Backend] = []
         while True:
-            backend = self.target.choose([*self._skip, *passed_over] if passed_over else self._skip)
+            backend = self.target.choose(
+                [*self._skip, *passed_over] if passed_over else self._skip, last_resort=self._last_resort
+            )
             if backend is None:
                 return None
             if not self._able(backend):
@@ -90,3 +108,9 @@ class Search:
     def another_left(self) -> bool:
         """next_backend() would find somebody. An authenticated session has one backend only."""
         return self._binding.pinned is None and self.target.others_or_last_resort_left(self._skip)
+
+    def widen(self) -> bool:
+        """Nothing usable is left, and there are no words to relay: from now on those that are down or ejected may be asked.
+        Checks lag, and one that is well again may not be known to be. False: there is none."""
+        self._last_resort = self._binding.pinned is None and self.target.last_resort_left(self._skip)
+        return self._last_resort

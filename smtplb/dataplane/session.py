@@ -74,6 +74,7 @@ class Session(asyncio.Protocol):
         "_errors",
         "_held",
         "_house",
+        "_message_until_s",
         "_named",
         "_out",
         "_peer",
@@ -126,6 +127,7 @@ class Session(asyncio.Protocol):
         self._backend_paused = False  # the backend does not take the body
         self.deadline_s = NEVER
         self.deadline_bucket = 0
+        self._message_until_s = NEVER  # when all of the message must have come
 
     # -- transport callbacks -----------------------------------------------------------------------
 
@@ -339,9 +341,11 @@ class Session(asyncio.Protocol):
             self.close("no PROXY header" if self._stage is Stage.PROXY else "TLS handshake timeout")
         elif self._reply_due and not self._writing_paused:
             assert self._dialogue.answer_under_way, "a reply is due and nobody is asked for it"
+            self._message_until_s = NEVER  # the time that a backend takes is not the client's
             self._expect_input()
         else:
-            self.close_with(Refusal.IDLE)
+            slow = self._context.runtime.deadlines.clock() >= self._message_until_s
+            self.close_with(Refusal.TOO_SLOW if slow else Refusal.IDLE)
 
     # -- what transaction and listener ask ---------------------------------------------------------
 
@@ -357,6 +361,12 @@ class Session(asyncio.Protocol):
         """Flow control for the body: coupled, so that nobody's memory holds what the other cannot take."""
         self._backend_paused = not writable
         self._set_reading()
+
+    def has_reset(self) -> bool:
+        if self._transport is None:
+            return False
+        sock = cast("socket.socket | None", self._transport.get_extra_info("socket"))
+        return sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def drain(self) -> None:
         """End between transactions: now, or when the present one has its final reply (design 4.9)."""
@@ -533,7 +543,17 @@ class Session(asyncio.Protocol):
             (transport.pause_reading if pause else transport.resume_reading)()
 
     def _expect_input(self) -> None:
-        self._wait(self._context.settings.limits.idle_timeout_s)
+        """The client has idle_timeout for its next command, or more of its message; body_timeout for all of the message."""
+        limits = self._context.settings.limits
+        seconds = limits.idle_timeout_s
+        if self._dialogue.in_message:
+            now = self._context.runtime.deadlines.clock()
+            if self._message_until_s == NEVER:
+                self._message_until_s = now + limits.body_timeout_s
+            seconds = min(seconds, self._message_until_s - now)
+        else:
+            self._message_until_s = NEVER
+        self._wait(seconds)
 
     def _wait(self, seconds: float) -> None:
         deadlines = self._context.runtime.deadlines

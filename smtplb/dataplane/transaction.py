@@ -238,6 +238,10 @@ class Transaction(Course):
 
     def _body_ended(self, relay: Relay, last: bytes) -> None:
         self._asked_s = self._context.runtime.deadlines.clock()
+        if self._attempts_made > 1 and self._client is not None and self._client.has_reset():
+            # While an attempt was repeated the client was not read: its reset waits behind its terminator (design 4.6).
+            self.client_gone("client lost")
+            return
         if self._answer is not None:
             outcome = TransactionOutcome.REFUSED if self._refused_by_us else None
             self._answer_and_end(self._answer, "message refused" if outcome else "no attempt left", outcome)

@@ -1,7 +1,8 @@
 """Transactions that wait until some backend of their target has room.
 
 Owns the order of waiting and its bounds. Does not own connections (backend.py) nor what a transaction does with its turn.
-Invariant: first come, first served; a transaction waits in at most one place, and not longer than the pool's queue timeout.
+Invariant: first come, first served, but for room that the first cannot use; a transaction waits in at most one place, and not
+longer than the pool's queue timeout.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from smtplb.dataplane.deadlines import NEVER, Deadlines
 
 class Waiting(Protocol):
     """The transaction, as the queue sees it."""
+
+    @property
+    def choosy(self) -> bool:
+        """Not every backend will do: where there is no room for it, there may be some for those behind it."""
 
     def room_found(self) -> bool:
         """Try again; False: there was no room for it after all, and it keeps its place."""
@@ -70,10 +75,17 @@ class Queue:
             return
         self._serving = True
         try:
-            while self._places:
-                place = next(iter(self._places))
-                if not place.who.room_found():
-                    return
-                self.leave(place)
+            while self._serve_one():
+                pass
         finally:
             self._serving = False
+
+    def _serve_one(self) -> bool:
+        """The first that finds room; nobody else is asked once one found none that would have taken any."""
+        for place in self._places:
+            if place.who.room_found():
+                self.leave(place)
+                return True
+            if not place.who.choosy:
+                return False
+        return False

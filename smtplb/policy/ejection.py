@@ -48,6 +48,12 @@ class _Track:
         self.ok = self.failed = 0
         self.networks.clear()
 
+    def start_over(self) -> None:
+        """It has served its time for what was counted: the first fault after its return must not send it out again."""
+        self.ok = self.failed = self.old_ok = self.old_failed = 0
+        self.networks.clear()
+        self.consecutive.clear()
+
     @property
     def attempts(self) -> int:
         return self.ok + self.failed + self.old_ok + self.old_failed
@@ -106,7 +112,7 @@ class Ejection:
             if track.until_s is not None and track.until_s <= now:
                 track.until_s = None
                 track.well_since_s = now
-                track.consecutive.clear()
+                track.start_over()
                 back.append(name)
         return back
 

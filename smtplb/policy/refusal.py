@@ -59,6 +59,7 @@ class Refusal(Enum):
     TOO_MANY_ERRORS = (421, "7.0", "Too many errors", "errors")
     FOREIGN_PROTOCOL = (421, "7.0", "This is an SMTP service", "foreign-protocol")
     IDLE = (421, "4.2", "Idle for too long", "idle")
+    TOO_SLOW = (421, "4.2", "Message takes too long", "slow-message")
     # Our own trouble, and that of backends.
     NOTHING_USABLE = (421, "3.2", "Service not available, try again later", "nothing-usable")
     TOO_MANY_SESSIONS = (421, "3.2", "Too many sessions, try again later", "sessions")

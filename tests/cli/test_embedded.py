@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smtplb.cli import embedded
 from smtplb.cli.embedded import EmbeddedBackend, Fault, Taken, Verb
 from tests.cli.talk import Talk, talking
+from tests.effort import examples
 
 MESSAGE = b"X-Smtplb-Id: 17.2\r\nSubject: x\r\n\r\nhello\r\n"
 END = b".\r\n"
@@ -121,7 +122,7 @@ async def test_the_end_of_a_message_is_the_terminator_and_nothing_else(
 _LINES = st.lists(st.sampled_from([b"", b"..", b"a.", b"..a", b"\r", b"\n.", b"x" * 70_000]), max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(lines=_LINES, cuts=st.lists(st.integers(0, 300_000), max_size=4))
 def test_however_a_message_arrives_its_length_is_found(lines: list[bytes], cuts: list[int]) -> None:
     body = b"".join(line + b"\r\n" for line in lines)

@@ -18,6 +18,7 @@ from smtplb.config.load import load, load_text
 from smtplb.config.schema import Document
 from smtplb.config.section import Section, fields, section_of
 from smtplb.settings import Settings
+from tests.effort import examples
 
 FULL = """\
 version: 1
@@ -99,7 +100,7 @@ def test_the_file_that_is_mutilated_below_is_lawful() -> None:
     assert survives(FULL) is not None
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=300))
 def test_any_bytes_in_a_file(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "fuzz.yaml"
@@ -118,7 +119,7 @@ def test_any_text_made_of_yaml(text: str) -> None:
     survives(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_a_lawful_file_with_pieces_cut_out_and_put_in(data: st.DataObject) -> None:
     text = FULL
@@ -173,7 +174,7 @@ def _value(annotation: object) -> st.SearchStrategy[Any]:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(like(Document))
 def test_any_tree_with_our_keys(tree: dict[str, Any]) -> None:

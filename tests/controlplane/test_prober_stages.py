@@ -6,7 +6,7 @@ import asyncio
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.controlplane.prober import ProbeConnection, Prober, Stage, Subject
@@ -356,7 +356,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(steps)
 def test_law_whatever_happens_one_probe_for_a_backend_and_no_more_than_the_limit(
     happenings: list[tuple[str, int]],

@@ -101,14 +101,20 @@ class FakeServer:
 
 
 class FakeSocket:
-    """What the data plane asks of a socket: its family, and TCP_NODELAY on it."""
+    """What the data plane asks of a socket: its family, TCP_NODELAY on it, and whether a reset has come."""
 
     def __init__(self) -> None:
         self.family = socket.AF_INET
+        self.error = 0
         self.options: dict[tuple[int, int], int] = {}
 
     def setsockopt(self, level: int, name: int, value: int) -> None:
         self.options[level, name] = value
+
+    def getsockopt(self, level: int, name: int) -> int:
+        assert (level, name) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        error, self.error = self.error, 0  # asking clears it
+        return error
 
     def dup(self) -> FakeSocket:
         return self
@@ -311,6 +317,7 @@ class FakeTransport:
         self._schedule()
 
     def deliver_reset(self) -> None:
+        self.socket.error = errno.ECONNRESET
         self._incoming.append(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
         self._schedule()
 

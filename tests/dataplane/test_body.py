@@ -292,3 +292,21 @@ def test_client_that_resets_in_the_body_while_a_replay_runs() -> None:
     assert stage.taken() == {"A": 0, "B": 0}
     assert stage.record.outcomes == ["aborted"]
     stage.finish()
+
+
+def test_client_that_ends_its_message_and_resets_while_it_is_not_read() -> None:
+    """During a replay the client is not read; when it is again, its terminator comes first and the reset behind it."""
+    stage = FakeStage(Setup(pools={"p": "A B"}))
+    client = stage.client().hello()
+    open_body(stage, client)
+    client.send(of_size(5000))
+    stage.sites["B"].connects = "hang"
+    cut(stage, "A")
+    client.send(b".\r\n")
+    client.reset()
+    stage.sites["B"].connects = "accept"
+    stage.loop.connecting(stage.loop.connects[-1])
+    stage.loop.settle()
+    assert stage.taken() == {"A": 0, "B": 0}
+    assert stage.record.outcomes == ["aborted"]
+    stage.finish()

@@ -86,7 +86,7 @@ def test_bug_in_a_turn_of_the_backend(monkeypatch: pytest.MonkeyPatch, kind: typ
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(Course, "attempt_failed"), (Attempt, "connection_broken"), (Attempt, "lease_failed")],
+    [(Course, "attempt_failed"), (Attempt, "connection_broken"), (Attempt, "_opening_failed")],
     ids=lambda part: getattr(part, "__name__", part),
 )
 def test_bug_that_leaves_a_client_without_anybody_to_answer(
@@ -96,7 +96,7 @@ def test_bug_that_leaves_a_client_without_anybody_to_answer(
     stage = FakeStage(Setup(pools={"p": "A B"}))
     client = stage.client().hello()
     raises_once(monkeypatch, kind, name)
-    if name == "lease_failed":
+    if name == "_opening_failed":
         stage.sites["A"].connects = "refuse"
         client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>")
     else:

@@ -6,7 +6,6 @@ says, when it half-closes, resets or dawdles, flow control, drains. A failure na
 
 from __future__ import annotations
 
-import os
 from random import Random
 
 import pytest
@@ -16,8 +15,8 @@ from tests.dataplane.harness import Client, FakeStage, FakeWire
 from tests.dataplane.ledger import Told, check
 from tests.dataplane.mta import OFFERS, Fault, stuffed
 from tests.dataplane.setup import Setup
+from tests.effort import seeds
 
-SEEDS = range(int(os.environ.get("SMTPLB_CAMPAIGN_SEEDS", "200")))  # thousands before a release
 ACTS = (
     *("close", "reset", "hang", "garbage", "half", "extra", "early"),
     *("421 4.3.2 x", "421 4.7.0 x", "450 4.2.0 x", "451 4.3.0 x", "452 4.3.1 x"),
@@ -285,6 +284,7 @@ class Campaign:
         self.stage.finish()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", seeds(200))
 def test_seed(seed: int) -> None:
     Campaign(seed).run()

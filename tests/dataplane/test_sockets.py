@@ -168,6 +168,31 @@ async def test_client_reset_in_the_body_completes_nothing() -> None:
         assert it.theatre.record.outcomes == ["aborted"]
 
 
+async def test_client_that_ends_its_message_and_resets_while_it_is_not_read() -> None:
+    """During a replay the kernel keeps its terminator and, behind that, its reset."""
+    async with lab(Setup(pools={"p": "A B"})) as it:
+        client = await it.client()
+        client.say(b"MAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\nDATA\r\n")
+        await client.lines(3)
+        client.say(LINE)
+        assert await it.theatre.until(lambda: it.mtas["A"].sessions[0]._buffer or None)
+        it.mtas["B"].faults.append(Fault("greeting", "hang"))
+        wire = it.mtas["A"].sessions[0].wire
+        assert wire is not None
+        wire.reset()
+        sessions = it.mtas["B"].sessions
+        assert await it.theatre.until(lambda: (sessions and sessions[0].wire) or None)
+        client.say(b".\r\n")
+        await it.theatre.breathe()
+        client.socket_wire.reset()
+        await it.theatre.breathe()
+        assert it.theatre.record.outcomes == [], "it is not seen yet"
+        sessions[0].deaf = False
+        sessions[0]._say("220 late")
+        assert await it.theatre.until(lambda: it.theatre.record.outcomes or None) == ["aborted"]
+        assert it.mtas["B"].taken == []
+
+
 async def test_half_close_behind_a_whole_session() -> None:
     async with lab(Setup(pools={"p": "A B"})) as it:
         client = await it.client()

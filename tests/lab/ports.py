@@ -1,7 +1,8 @@
 """Free ports on the loopback interface.
 
 Owns the choice of a port number. Does not hold the port: whoever asked binds it next.
-Invariant: no port is handed out twice by one process, and none lies where the kernel picks ports for outgoing connections.
+Invariant: while the process lives that asked for a port, neither it nor another test run gets the same one, and none lies where
+the kernel picks ports for outgoing connections.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ FIRST_PORT, LAST_PORT = (
 
 _TCP_LISTEN = "0A"  # connection state in /proc/net/tcp: include/net/tcp_states.h
 _rng = random.SystemRandom()  # several test runs at once must not walk the same row of ports
-_given: set[int] = set()
+_claims: list[socket.socket] = []  # one for each port that was handed out; the end of the process ends them
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A TCP port of 127.0.0.1 that nobody listens on, and that nobody who asks here is about to."""
     for _ in range(1000):
         port = _rng.randint(FIRST_PORT, LAST_PORT)
-        if port not in _given and _bindable(port):
-            _given.add(port)
+        if _claimed(port) and _bindable(port):
             return port
     raise RuntimeError(f"no free port between {FIRST_PORT} and {LAST_PORT}")
 
@@ -51,6 +51,20 @@ def is_listening(port: int) -> bool:
             if state == _TCP_LISTEN and local.endswith(wanted):
                 return True
     return False
+
+
+def _claimed(port: int) -> bool:
+    """Whether the port is ours now. A name in the abstract namespace leaves nothing behind, whoever is killed, and is known
+    just as far as the port is: in this network namespace, to all users.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0smtplb-test-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
 
 
 def _bindable(port: int) -> bool:

@@ -152,7 +152,7 @@ def test_a_group_without_any_share_shows_zero() -> None:
     assert value(scrape(view), "group_share_ratio", group="site", pool="west") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.measured
 def test_a_scrape_of_300_backends_holds_the_loop_for_less_than_a_quarter_of_a_second() -> None:
     backends: list[BackendView] = [pictures.backend("east", f"mx{number}") for number in range(300)]
     view = pictures.status(pools=[pictures.pool("east", *backends), *pictures.status().pools[1:]])

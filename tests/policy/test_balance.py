@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from smtplb.policy.balance import Balancer, LeastConnection, RoundRobin, Weighted, balancer
 from smtplb.settings import Policy
+from tests.effort import examples
 
 
 class Backend:
@@ -120,7 +121,6 @@ def test_the_only_candidate_is_always_picked(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("make", MACHINES)
-@settings(deadline=None)
 @given(weights=WEIGHTS, seed=st.integers(0, 1000))
 def test_a_pick_is_a_candidate_that_is_not_skipped(make: Maker, weights: list[int], seed: int) -> None:
     rng = Random(seed)
@@ -181,7 +181,6 @@ def test_round_robin_starves_nobody_while_another_comes_and_goes() -> None:
     assert min(counts[b], counts[c]) >= 100
 
 
-@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=30))
 def test_round_robin_never_picks_one_twice_while_another_stays_unpicked(present: list[set[int]]) -> None:
     """Between two picks of one, every other that was there all the time was picked."""
@@ -224,7 +223,7 @@ def test_a_heavy_one_among_many_light_ones_is_not_given_everything_at_once() -> 
     assert not any(first.weight == second.weight == 10 for first, second in pairwise(found))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(WEIGHTS)
 def test_nobody_is_ever_off_its_exact_share_by_a_whole_pick(weights: list[int]) -> None:
     candidates = backends(*weights)
@@ -240,7 +239,6 @@ def test_shares_do_not_drift_over_a_million_picks() -> None:
     }
 
 
-@settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 100))
 def test_an_update_that_changes_nothing_changes_no_pick(weights: list[int], at: int) -> None:
     """Snapshots come whenever any backend of the house changes."""
@@ -252,7 +250,6 @@ def test_an_update_that_changes_nothing_changes_no_pick(weights: list[int], at: 
         assert picks(plain, 1) == picks(updated, 1)
 
 
-@settings(deadline=None)
 @given(WEIGHTS, st.integers(1, 100), st.integers(0, 200), st.integers(0, 200))
 def test_one_that_leaves_and_comes_back_gets_its_share_and_nothing_to_make_up_for_it(
     weights: list[int], weight: int, before: int, meanwhile: int
@@ -270,7 +267,6 @@ def test_one_that_leaves_and_comes_back_gets_its_share_and_nothing_to_make_up_fo
     assert largest_deviation([traveller, *others], back) < 2
 
 
-@settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 10_000))
 def test_a_weight_that_changes_all_the_time_starves_nobody(weights: list[int], seed: int) -> None:
     """A slow start raises a weight in every snapshot: what a backend has waited for must not be lost each time."""
@@ -334,7 +330,6 @@ def test_a_backend_of_weight_two_carries_twice_as_much(light: int, heavy: int, p
     assert found.name == picked or after["L"] == after["H"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(0, 50)), min_size=1, max_size=8),
     st.sets(st.integers(0, 7)),
@@ -353,7 +348,6 @@ def test_no_other_would_be_loaded_less_for_its_weight(
     assert load == min(Fraction(backend.in_flight + 1, backend.weight) for backend in left)
 
 
-@settings(deadline=None)
 @given(WEIGHTS)
 def test_work_that_stays_is_spread_by_weight(weights: list[int]) -> None:
     candidates = backends(*weights)

@@ -38,6 +38,7 @@ NOT_OURS_BUT_TEMPORARY = {
     Refusal.TOO_MANY_ERRORS,
     Refusal.FOREIGN_PROTOCOL,
     Refusal.IDLE,
+    Refusal.TOO_SLOW,
     Refusal.TOO_FAST,
     Refusal.TOO_MANY_FROM_CLIENT,
     Refusal.TOO_MANY_MESSAGES,

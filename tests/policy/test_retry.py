@@ -21,6 +21,7 @@ from smtplb.policy.outcome import (
 )
 from smtplb.policy.retry import Attempts, BackendKey, Next, attempt_deadline_s
 from smtplb.smtp.replies import Reply
+from tests.effort import examples
 
 A, B, C, D = (("pool", name) for name in "abcd")
 
@@ -232,7 +233,7 @@ ANY_DECISION = st.sampled_from([*FRESH, STALE_REPLY, STALE_MISFIT, STALE])
 STORIES = st.lists(st.tuples(ANY_DECISION, st.integers(0, 2), st.booleans()), min_size=40, max_size=40)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.integers(1, 5), STORIES)
 def test_every_story_ends_and_asks_no_backend_more_than_once_and_once_afresh(
     limit: int, story: list[tuple[Decision, int, bool]]
@@ -282,7 +283,6 @@ def test_an_attempt_gets_its_timeout_or_what_the_clients_time_allows(
 SECONDS = st.floats(0, 1e6)
 
 
-@settings(deadline=None)
 @given(SECONDS, SECONDS, SECONDS, st.booleans())
 def test_no_attempt_outlasts_its_timeout_or_the_clients_time(
     now: float, timeout_s: float, budget_end_s: float, others_left: bool

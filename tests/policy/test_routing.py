@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from smtplb.policy.routing import Facts, accepts, holds, matches_domain, matches_network
 from smtplb.settings import Condition, Domains, Network
 from smtplb.smtp.address import domain_of, names_a_route, parse_path
+from tests.effort import examples
 
 
 def nets(*written: str) -> tuple[Network, ...]:
@@ -330,7 +331,7 @@ PIECES = [
 PIECES += [b"@evil.test", b"@ours.test", b".ours.test", b"[", b"]", b" "]
 
 
-@settings(deadline=None, max_examples=2000)
+@settings(max_examples=examples(2000))
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map(b"".join))
 def test_whatever_is_taken_for_our_domains_ends_in_them_and_names_no_other(path: bytes) -> None:
     parsed = parse_path(b"<" + path + b">")
@@ -363,7 +364,7 @@ some_facts = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=examples(500))
 @given(conditions, some_facts)
 def test_a_condition_holds_or_its_negation_does_and_the_guard_is_never_wider(
     condition: Condition, known: Facts

@@ -20,6 +20,7 @@ from smtplb.smtp.address import (
     names_a_route,
     parse_path,
 )
+from tests.effort import examples
 
 A_WHILE_S = 0.5  # what takes microseconds
 
@@ -249,7 +250,7 @@ arguments = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
 bracketed = arguments.map(lambda inside: b"<" + inside + b">")
 
 
-@settings(deadline=None, max_examples=2000)
+@settings(max_examples=examples(2000))
 @given(bracketed | arguments)
 def test_what_passes_is_printable_and_reads_back_as_itself(argument: bytes) -> None:
     parsed = parse_path(argument)
@@ -267,7 +268,7 @@ def test_what_passes_is_printable_and_reads_back_as_itself(argument: bytes) -> N
 ESCAPED_OR_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
-@settings(deadline=None, max_examples=2000)
+@settings(max_examples=examples(2000))
 @given(bracketed | arguments)
 def test_what_passes_has_one_reading(argument: bytes) -> None:
     """Without its quoted strings a path holds no special but one @, and a domain holds nothing that is quoted."""
@@ -316,6 +317,6 @@ def test_no_line_costs_more_than_its_length(unit: bytes) -> None:
     for start in (b"<", b"", b'<"', b"<@", b"<a@", b" <"):
         for end in (b"", b">", b'"', b'">', b"@", b"\0", b"@a>x", b"@a>"):
             line = start + unit * (2048 // len(unit)) + end
-            started = time.perf_counter()
+            started = time.process_time()
             parse_path(line)
-            assert time.perf_counter() - started < A_WHILE_S
+            assert time.process_time() - started < A_WHILE_S

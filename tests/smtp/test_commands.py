@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.smtp.commands import (
@@ -210,7 +210,6 @@ def test_a_continuation_that_is_no_base64_goes_to_nobody(line: bytes) -> None:
 # -- laws ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b"")))
 def test_any_line_is_split_and_nothing_between_the_words_is_lost(line: bytes) -> None:
     verb, argument = split_line(line)
@@ -245,11 +244,11 @@ def test_no_line_costs_more_than_its_length(unit: bytes) -> None:
     for start in (b"", b"FROM:<a@b.test>", b"TO:<a@b.test>", b"FROM:<a@b.test> ENVID=", b"FROM:", b"PLAIN "):
         for end in (b"", b"\0", b"=", b" ", b"\xff"):
             line = start + unit * (MAX_COMMAND_LINE_BYTES // len(unit)) + end
-            started = time.perf_counter()
+            started = time.process_time()
             split_line(line)
             parse_hello(line)
             parse_mail(line, ALL)
             parse_rcpt(line, ALL, smtputf8=True)
             parse_bdat(line)
             parse_auth(line)
-            assert time.perf_counter() - started < A_WHILE_S
+            assert time.process_time() - started < A_WHILE_S

@@ -21,6 +21,7 @@ from smtplb.smtp.extensions import (
     size_limit,
 )
 from smtplb.smtp.replies import MAX_REPLY_LINE_BYTES, Reply, ReplyReader
+from tests.effort import examples
 
 A_WHILE_S = 0.5  # what takes microseconds; the cubic reading of the same takes minutes
 
@@ -153,9 +154,9 @@ def test_a_long_line_costs_no_more_than_its_length(filling: bytes, end: bytes) -
     """A backend, or who speaks in its place, must not be able to stop a worker by one line."""
     room = MAX_REPLY_LINE_BYTES - len(b"250-A\r\n") - len(end)
     line = b"A" + (filling * room)[:room] + end
-    start = time.perf_counter()
+    start = time.process_time()
     Capabilities(Reply(250, [b"x", line]))
-    assert time.perf_counter() - start < A_WHILE_S
+    assert time.process_time() - start < A_WHILE_S
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ VALUES = {b"SMTPUTF8": None, b"REQUIRETLS": None, b"BODY": b"8BITMIME"}
 KNOWN = [*MAIL_PARAMETERS, *RCPT_PARAMETERS]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.sets(st.sampled_from(KNOWN)),
     st.sampled_from([b"7BIT", b"8BITMIME", b"BINARYMIME"]),
@@ -380,7 +381,6 @@ def test_everything_that_can_be_offered_reads_back() -> None:
     assert not NEVER_OFFERED & set(offered.keywords), "a keyword of a backend never reaches a client"
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=20))
 def test_any_ehlo_reply_gives_upper_case_keywords_of_letters_digits_and_hyphens(lines: list[bytes]) -> None:
     for keyword, parameters in Capabilities(Reply(250, [b"x", *lines])).keywords.items():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from smtplb.smtp.commands import SyntaxFault, parse_hello, parse_mail, parse_rcpt
 from smtplb.smtp.extensions import Parameters
+from tests.effort import examples
 
 ARGUMENTS, ADDRESS = SyntaxFault.ARGUMENTS, SyntaxFault.ADDRESS
 PARAMETER, PARAMETER_VALUE = SyntaxFault.PARAMETER, SyntaxFault.PARAMETER_VALUE
@@ -223,7 +224,7 @@ def is_printable(text: bytes) -> bool:
     return text.decode("utf-8").replace(" ", "").isprintable()
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(arguments, st.sampled_from([PLAIN, ALL, frozenset[bytes]()]), st.booleans())
 def test_any_argument_is_a_value_or_a_fault_and_what_passes_is_printable(
     argument: bytes, offered: frozenset[bytes], smtputf8: bool

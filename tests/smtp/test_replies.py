@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtplb.smtp.replies import MAX_REPLY_BYTES, MAX_REPLY_LINE_BYTES, Garbled, Reply, ReplyReader
+from tests.effort import examples
 
 A_WHILE_S = 1.0  # what takes milliseconds; a quadratic reading of the same takes seconds
 
@@ -170,15 +171,15 @@ def test_the_limit_counts_anew_for_each_reply() -> None:
 @pytest.mark.parametrize("line", [b"250-\n", b"250-a\r\n", b"\n"])
 def test_many_short_lines_in_one_chunk_cost_no_quadratic_time(line: bytes) -> None:
     chunk = line * (2_000_000 // len(line))
-    start = time.perf_counter()
+    start = time.process_time()
     assert read([chunk]) == [None]
-    assert time.perf_counter() - start < A_WHILE_S
+    assert time.process_time() - start < A_WHILE_S
 
 
 def test_many_short_replies_in_one_chunk_cost_no_quadratic_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(read([b"250 a\r\n" * 100_000])) == 100_000
-    assert time.perf_counter() - start < 2 * A_WHILE_S
+    assert time.process_time() - start < 2 * A_WHILE_S
 
 
 def test_a_reader_is_empty_before_and_between_replies_only() -> None:
@@ -294,7 +295,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(places)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(streams, CUTS)
 def test_any_split_of_any_stream_gives_the_same_replies(data: bytes, cuts: list[int]) -> None:
     whole = read([data])
@@ -305,7 +306,7 @@ def test_any_split_of_any_stream_gives_the_same_replies(data: bytes, cuts: list[
 LINE = re.compile(rb"[2-5][0-9][0-9][ -][\t\x20-\x7e\x80-\xff]*\Z")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(streams, st.booleans())
 def test_what_passes_holds_no_control_and_goes_out_as_whole_lines(data: bytes, as_451: bool) -> None:
     for reply in read([data]):
@@ -324,7 +325,6 @@ def test_what_passes_holds_no_control_and_goes_out_as_whole_lines(data: bytes, a
             assert all(re.match(rb"%s\.\d{1,3}\.\d{1,3}(?: |\Z)" % digit, line[4:]) for line in lines)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(200, 599), st.lists(st.binary(max_size=30), min_size=1, max_size=4)), max_size=5
