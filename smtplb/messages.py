@@ -4,7 +4,8 @@ Owns the message types of both directions. Does not own how they travel (control
 Invariant: plain, picklable data; a receiver never keeps a reference into the sender's live state.
 
 supervisor -> worker: Snapshot, StopAccepting, DrainSessions, ReportRequest.
-worker -> supervisor: WorkerReport, SessionsDrained, and the events of observe/events.py.
+worker -> supervisor: WorkerReport, SessionsDrained, BackendsAnswered, and the events of observe/events.py.
+worker -> other workers, by way of the supervisor's process: RetriesRemembered.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class WorkerStart:
     listeners: dict[str, list[int]]  # bound and listening sockets
     scoreboard: int
     log: LogSettings
+    secret: bytes = field(repr=False)  # keys the hashes of policy/affinity.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,15 @@ class BackendsAnswered:
     """
 
     counts: dict[BackendKey, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RetriesRemembered:
+    """Where messages that were told to come again go first: (key, backend, until, once) as policy/affinity.py has them. From one
+    worker to all others. Times are of the monotonic clock, which the processes of a host share.
+    """
+
+    entries: list[tuple[bytes, BackendKey, float, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,5 +220,5 @@ class ReloadCertificates:
     """Certificate files changed: read them again. What cannot be read leaves the old ones in use, with a Notice."""
 
 
-ToWorker = Snapshot | ReloadCertificates | StopAccepting | DrainSessions | ReportRequest
-FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | Event
+ToWorker = Snapshot | ReloadCertificates | StopAccepting | DrainSessions | ReportRequest | RetriesRemembered
+FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | RetriesRemembered | Event

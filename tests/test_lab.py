@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,10 @@ def test_postfix_relays_to_a_sink_to_show_what_arrives(lab: Lab) -> None:
     assert message_id.encode() in dump
 
 
-def test_every_250_of_a_postfix_killed_under_load_is_in_its_log_after_the_restart(lab: Lab) -> None:
+@pytest.mark.parametrize("end", [Postfix.kill_hard, Postfix.stop], ids=["killed", "stopped"])
+def test_every_250_of_a_postfix_ended_under_load_is_in_its_log_after_the_restart(
+    lab: Lab, end: Callable[[Postfix], None]
+) -> None:
     postfix = lab.start(Postfix())
     answered: list[str] = []
     for _ in range(3):
@@ -208,7 +212,7 @@ def test_every_250_of_a_postfix_killed_under_load_is_in_its_log_after_the_restar
                 message_id = f"<{uuid.uuid4().hex}@lab.test>"
                 session.sendmail(SENDER, [RECIPIENT], f"Message-ID: {message_id}\r\n\r\nhello\r\n")
                 answered.append(message_id)
-            postfix.kill_hard()  # not a moment after the last 250
+            end(postfix)  # not a moment after the last 250
             with pytest.raises(smtplib.SMTPServerDisconnected):
                 session.noop()
         postfix.start()

@@ -23,6 +23,7 @@ from smtplb.framing import FrameReader, frame
 from smtplb.messages import FromWorker, Snapshot, WorkerStart
 from smtplb.observe.events import AttemptFailed, SessionEnded, TransactionEnded
 from smtplb.observe.logs import LogWriter
+from smtplb.policy.affinity import Affinity
 
 # Told to the log here, so that the supervisor does not handle every message: everything else goes to it.
 _LOGGED_HERE = (TransactionEnded, SessionEnded, AttemptFailed)
@@ -71,7 +72,8 @@ class Channel(asyncio.Protocol):
         sockets = {name: [socket.socket(fileno=fd) for fd in fds] for name, fds in start.listeners.items()}
         keys = [backend.key for pool in snapshot.traffic.pools for backend in pool.backends]
         scoreboard = Scoreboard(start.scoreboard, start.workers, keys, start.number)
-        return Worker(asyncio.get_running_loop(), self._deadlines, self._send, sockets, scoreboard)
+        affinity = Affinity(start.secret, shared=True)
+        return Worker(asyncio.get_running_loop(), self._deadlines, self._send, sockets, scoreboard, affinity)
 
     def _send(self, message: FromWorker) -> None:
         if isinstance(message, _LOGGED_HERE):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from smtplb.messages import (
     DrainSessions,
     FromWorker,
     ReportRequest,
+    RetriesRemembered,
     SessionsDrained,
     Snapshot,
     ToWorker,
@@ -92,6 +94,7 @@ class ProcessLinks:
         self._log = log
         self._snapshot: Snapshot | None = None
         self._scoreboard: Scoreboard | None = None
+        self._secret = secrets.token_bytes(16)  # the same for a replaced worker: what others know still holds
         self._processes: list[_Process | None] = [None] * count
         self._closing = False
         self._timers: set[asyncio.TimerHandle] = set()
@@ -177,6 +180,7 @@ class ProcessLinks:
                 listeners=listeners,
                 scoreboard=self._scoreboard.descriptor,
                 log=self._log,
+                secret=self._secret,
             )
         )
         process.send(self._snapshot)
@@ -244,6 +248,10 @@ class ProcessLinks:
             self._report_settled(message.serial, process.number)
         elif isinstance(message, SessionsDrained):
             self._settle_drained(process.number, message.ended)
+        elif isinstance(message, RetriesRemembered):
+            for other in self._processes:
+                if other is not None and other is not process:
+                    other.send(message)
         else:
             self._receive(message)
 

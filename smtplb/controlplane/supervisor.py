@@ -38,6 +38,7 @@ from smtplb.messages import (
     FromWorker,
     ReloadCertificates,
     ReportRequest,
+    RetriesRemembered,
     SessionsDrained,
     Snapshot,
     StopAccepting,
@@ -378,6 +379,8 @@ class Supervisor:
             self._drained.set()
         elif isinstance(message, BackendsAnswered):
             self._ejector.answered(message)
+        elif isinstance(message, RetriesRemembered):
+            raise AssertionError("for other workers: process_link.py passes it on")
         else:
             if isinstance(message, BackendBlamed):
                 self._ejector.blamed(message)

@@ -352,6 +352,8 @@ class Backend:
                 self._move(connection, State.LEASED)
                 connection.leased(seeker)
                 seeker.lease_granted(connection)
+                if self.on_room is not None:  # what was coming up for that one can be had
+                    self.on_room()
                 return
         limits = self.settings.connections
         if self._worn(connection):

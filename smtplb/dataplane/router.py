@@ -173,13 +173,16 @@ class Router:
 
     __slots__ = ("_runtime", "_scoreboard", "affinity", "generation", "pools", "routes", "targets")
 
-    def __init__(self, runtime: Runtime, scoreboard: Scoreboard | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, scoreboard: Scoreboard | None = None, affinity: Affinity | None = None
+    ) -> None:
+        """`affinity`: one that other workers are told of; without it nobody is."""
         self._runtime = runtime
         self._scoreboard = scoreboard
         self.pools: dict[str, Pool] = {}
         self.targets: dict[str, Target] = {}
         self.routes: dict[str, Route] = {}
-        self.affinity = Affinity(secrets.token_bytes(16))
+        self.affinity = affinity if affinity is not None else Affinity(secrets.token_bytes(16))
         self.generation = 0
 
     def apply(self, snapshot: Snapshot) -> None:

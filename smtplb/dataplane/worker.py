@@ -26,6 +26,7 @@ from smtplb.messages import (
     FromWorker,
     ReloadCertificates,
     ReportRequest,
+    RetriesRemembered,
     SessionsDrained,
     Snapshot,
     StopAccepting,
@@ -33,6 +34,7 @@ from smtplb.messages import (
     WorkerReport,
 )
 from smtplb.observe.events import AttemptOutcome, BackendBlamed, Event, Notice
+from smtplb.policy.affinity import Affinity
 from smtplb.settings import TrafficSettings
 
 PULSE_S = 0.5  # how often the control plane hears of answered attempts
@@ -49,12 +51,15 @@ class Worker:
         send: Callable[[FromWorker], None],
         sockets: dict[str, list[socket.socket]],
         scoreboard: Scoreboard | None = None,
+        affinity: Affinity | None = None,
     ) -> None:
+        """`scoreboard` and `affinity` are shared with other workers; None: there are none."""
         self._loop = loop
         self._deadlines = deadlines
         self._send = send
         self._sockets = sockets
         self._scoreboard = scoreboard
+        self._affinity = affinity
         self._router: Router | None = None
         self._listeners: list[Listener] = []
         self._starting: asyncio.Task[None] | None = None
@@ -81,6 +86,9 @@ class Worker:
                 self._stop_accepting()
             case DrainSessions():
                 self._drain(message.within_s)
+            case RetriesRemembered():
+                if self._affinity is not None:
+                    self._affinity.learn(message.entries)
 
     def close(self) -> None:
         """End everything at once; what was not answered is the client's to repeat."""
@@ -110,7 +118,7 @@ class Worker:
             session_prefix=secrets.token_hex(3) + "-",
         )
         self._runtime = runtime
-        self._router = Router(runtime, self._scoreboard)
+        self._router = Router(runtime, self._scoreboard, self._affinity)
         return self._router
 
     def _open(self, traffic: TrafficSettings) -> None:
@@ -201,6 +209,8 @@ class Worker:
 
     def deadline_passed(self, now: float) -> None:
         self._tell_answered()
+        if self._affinity is not None and (fresh := self._affinity.take_fresh()):
+            self._send(RetriesRemembered(fresh))
         if now >= self._cut_at_s:
             # The hard end: transactions whose terminator has not left end too (design 4.9).
             self._cut_at_s = NEVER

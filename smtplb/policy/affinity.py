@@ -18,16 +18,19 @@ MAX_ENTRIES = 100_000
 TEMPFAIL_AGE_S = 24 * 3600.0  # senders keep trying for days, but greylisting ends within hours
 
 BackendKey = tuple[str, str]
+Entry = tuple[bytes, BackendKey, float, bool]  # key, backend, until_s, once
 
 
 class Affinity:
-    """A table from (client network, sender, recipient) to a backend. `secret` keys the hashes of this process."""
+    """A table from (client network, sender, recipient) to a backend. `secret` keys the hashes; workers that tell each other
+    what they remember (`shared`) have the same."""
 
-    __slots__ = ("_entries", "_secret")
+    __slots__ = ("_entries", "_fresh", "_secret")
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, *, shared: bool = False) -> None:
         self._secret = secret
         self._entries: dict[bytes, tuple[BackendKey, float, bool]] = {}
+        self._fresh: list[Entry] | None = [] if shared else None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -50,6 +53,23 @@ class Affinity:
         if len(self._entries) >= MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
         self._entries[key] = (backend, until_s, once)
+        if self._fresh is not None:
+            self._fresh.append((key, backend, until_s, once))
+
+    def take_fresh(self) -> list[Entry]:
+        """What was remembered since the last call, for the other workers: a retry may come to any of them."""
+        fresh = self._fresh
+        if not fresh:
+            return []
+        self._fresh = []
+        return fresh
+
+    def learn(self, entries: list[Entry]) -> None:
+        """What another worker has remembered."""
+        own, self._fresh = self._fresh, None
+        for key, backend, until_s, once in entries:
+            self.remember(key, backend, until_s, once=once)
+        self._fresh = own
 
     def recall(self, key: bytes, now: float) -> BackendKey | None:
         found = self._entries.get(key)

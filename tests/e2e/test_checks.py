@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from tests.e2e.balancer import FIGURES
 from tests.e2e.checked import MINUTE_S, CheckedPostfix
 from tests.lab import wait_until
@@ -19,7 +17,6 @@ def test_checks_five_times_a_second_leave_no_lost_connection_in_the_log_of_postf
     FIGURES.info("%d checks, each with QUIT", checked.end())
 
 
-@pytest.mark.slow
 def test_a_minute_of_checks_leaves_no_lost_connection_in_the_log_of_postfix(
     lab: Lab, minute_of_checks: CheckedPostfix | None
 ) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from smtplb.cli.embedded import Fault, Verb
 from tests.e2e.balancer import Smtplb, pool
 from tests.e2e.client import session, until

@@ -46,7 +46,9 @@ def test_what_is_read_is_what_was_kept_or_it_says_so(
         buffer.keep(piece)
         kept += piece
         assert limits.used_memory_bytes <= memory
-        assert limits.used_memory_bytes + limits.used_file_bytes == buffer.size_bytes <= min(per_message, total)
+        assert (
+            limits.used_memory_bytes + limits.used_file_bytes == buffer.size_bytes <= min(per_message, total)
+        )
         assert buffer.complete is (len(kept) <= min(per_message, total))
     if buffer.complete:
         assert b"".join(read_all(buffer)) == kept

@@ -215,20 +215,35 @@ class Postfix(Mta):
         # master itself, not `postfix start`: so it is our child, ready in milliseconds, and says by itself why it ends.
         return [str(DAEMONS / "master"), "-c", str(self.config)]
 
-    def kill_hard(self) -> None:
-        """As after a power cut: no process gets to say a word. The log keeps every line written until that moment.
-
-        The log writer goes last: lines still in its socket would be lost, and with them the only trace of a message-id.
-        """
+    def stop(self) -> None:
+        """As `postfix stop`, but for the log writer, which here goes last."""
         if self._main is not None and self._main.poll() is None:
-            self._main.send_signal(signal.SIGSTOP)  # or it would start new children for the killed ones
-            writer = self._log_writer()
-            victims = [pid for pid in self.pids() if pid not in (self.pid, writer)]
-            send_signal(victims, signal.SIGKILL)
-            wait_until(lambda: not set(victims) & set(self.pids()), f"the children of {self.name} are gone")
-            if writer is not None:
-                self._flush_log()
+            self._end_children(signal.SIGTERM)
+            self._main.terminate()
+            self._main.send_signal(signal.SIGCONT)
+        super().stop()
+
+    def kill_hard(self) -> None:
+        """As after a power cut: no process gets to say a word. The log keeps every line written until that moment."""
+        if self._main is not None and self._main.poll() is None:
+            self._end_children(signal.SIGKILL)
         super().kill_hard()
+
+    def _end_children(self, number: signal.Signals) -> None:
+        """All but master, which stands still from here on, and the log writer: what is in its socket gets written first.
+        Lost lines would be the only trace of a message-id.
+        """
+        assert self._main is not None
+        writer = self._log_writer()
+        known = [pid for pid in self.pids() if pid not in (self.pid, writer)]
+        self._main.send_signal(signal.SIGSTOP)  # or it would start new children for those that end
+        # Listed before: the log writer tells master of each line, and stands still behind some 70 that master did not read.
+        send_signal(known, number)
+        children = [pid for pid in self.pids() if pid not in (self.pid, writer)]
+        send_signal(children, number)
+        wait_until(lambda: not set(children) & set(self.pids()), f"the children of {self.name} are gone")
+        if writer is not None:
+            self._flush_log()
 
     def _log_writer(self) -> int | None:
         for pid in self.pids():
@@ -243,6 +258,7 @@ class Postfix(Mta):
         """Sends the log writer a line of ours behind all others and waits until it stands in the file."""
         marker = f"lab: {self.name} killed, mark {len(self.log_text())}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(5.0)  # rather an error than a test run that hangs
             sender.connect(str(self.queue / "public" / "postlog"))
             sender.send(marker.encode())
         try:

@@ -22,7 +22,6 @@ from smtplb.messages import BackendStanding, BackendState, FromWorker, Snapshot
 from smtplb.observe.events import Notice
 from smtplb.settings import ListenerLimits, ListenerSettings, ReplaySettings, TrafficSettings
 from tests.protocol.client import Client
-from tests.protocol.mta import Mta
 from tests.protocol.stage import Pool
 
 _PAGE_KIB = 4

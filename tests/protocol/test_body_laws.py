@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from smtplb.settings import BareNewline
 from smtplb.smtp.chunks import ChunkReader, DotStuffer
+from tests.effort import examples
 from tests.protocol.mta import FULL, OFFERS, Mta, strict_end
 from tests.protocol.stage import Stage, pool
 
@@ -29,7 +30,10 @@ PIECES = [
     b"MAIL FROM:<evil@a.test>",
 ]
 bodies = st.lists(st.sampled_from(PIECES), max_size=24).map(b"".join)
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 # What some MTA somewhere took for the end of a message.
 _LAX = re.compile(rb"(\A|\r\n|\n|\r)\0*\.\0*(?:\r\n|\n|\r)")

@@ -15,11 +15,15 @@ ALWAYS = {"PIPELINING", "SIZE", "CHUNKING", "ENHANCEDSTATUSCODES"}
 END_TO_END = ["8BITMIME", "SMTPUTF8", "DSN", "BINARYMIME"]
 
 # protocol-facts: "must never be forwarded from a backend's EHLO"
-NEVER = """XCLIENT NAME ADDR|XFORWARD NAME ADDR|STARTTLS|PIPE_CONNECT|PIPECONNECT|PRDR|XVERP|ETRN|TURN|ATRN|BURL imap|VRFY
-EXPN|HELP|X-ANONYMOUSTLS|X-EXPS GSSAPI NTLM|XEXCH50|XRDST|XSHADOW|XSHADOWREQUEST|XPROXY|XPROXYFROM|XPROXYTO|XOORG|XADRC
-XEXPROPS|XSESSIONMDBGUID|AUTH PLAIN|AUTH=LOGIN|LIMITS RCPTMAX=10|MT-PRIORITY|FUTURERELEASE 1 2|DELIVERBY|CONPERM|REQUIRETLS""".replace(
-    "\n", "|"
-).split("|")
+NEVER = (
+    """
+XCLIENT NAME ADDR|XFORWARD NAME ADDR|STARTTLS|PIPE_CONNECT|PIPECONNECT|PRDR|XVERP|ETRN|TURN|ATRN|BURL imap|VRFY|EXPN|HELP
+X-ANONYMOUSTLS|X-EXPS GSSAPI NTLM|XEXCH50|XRDST|XSHADOW|XSHADOWREQUEST|XPROXY|XPROXYFROM|XPROXYTO|XOORG|XADRC|XEXPROPS
+XSESSIONMDBGUID|AUTH PLAIN|AUTH=LOGIN|LIMITS RCPTMAX=10|MT-PRIORITY|FUTURERELEASE 1 2|DELIVERBY|CONPERM|REQUIRETLS
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
 
 
 async def offered(stage: Stage) -> set[str]:
@@ -68,7 +72,9 @@ async def test_keywords_that_must_never_pass_never_do() -> None:
         assert await offered(stage) == ALWAYS | set(END_TO_END), "AUTH only under TLS"
 
 
-@pytest.mark.parametrize("verb", ["ETRN x", "TURN", "ATRN", "BURL x", "EXPN x", "XFORWARD ADDR=1.2.3.4", "SEND FROM:<x@a.test>"])
+@pytest.mark.parametrize(
+    "verb", ["ETRN x", "TURN", "ATRN", "BURL x", "EXPN x", "XFORWARD ADDR=1.2.3.4", "SEND FROM:<x@a.test>"]
+)
 async def test_their_commands_are_not_taken_either(verb: str) -> None:
     a = Mta("a")
     async with Stage(pool(a)) as stage:
@@ -94,9 +100,13 @@ async def test_7bit_and_size_are_dropped_where_they_mean_nothing() -> None:
     a = Mta("a", "PIPELINING")
     async with Stage(pool(a)) as stage:
         client = await stage.client()
-        assert (await client.ask("MAIL FROM:<s@a.test> BODY=7BIT")).startswith("555"), "8BITMIME is not offered"
+        assert (await client.ask("MAIL FROM:<s@a.test> BODY=7BIT")).startswith("555"), (
+            "8BITMIME is not offered"
+        )
         assert (await client.message(mail="<s@a.test> SIZE=100")).startswith("250")
-        assert (await client.message(body=b"8-bit: \xe4\xff\r\n")).startswith("250"), "untouched, whoever declares it"
+        assert (await client.message(body=b"8-bit: \xe4\xff\r\n")).startswith("250"), (
+            "untouched, whoever declares it"
+        )
         assert [t.mail for t in a.taken] == ["FROM:<s@a.test>"] * 2
         assert a.taken[1].content == b"8-bit: \xe4\xff\r\n"
 

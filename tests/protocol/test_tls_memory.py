@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -19,8 +20,8 @@ AT_REST_KIB = 24
 AFTER_A_MESSAGE_KIB = 48
 
 
-@pytest.mark.slow
-async def test_an_idle_tls_session_stays_small(record_property: pytest.RecordProperty) -> None:
+@pytest.mark.measured
+async def test_an_idle_tls_session_stays_small(record_property: Callable[[str, object], None]) -> None:
     a = Mta("a")
     tls = FrontTlsSettings(FrontTlsMode.STARTTLS, (certs.pair("mx.test"),))
     listener = {"tls": tls, "limits": {"sessions": 2 * SESSIONS}}

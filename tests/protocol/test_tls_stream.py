@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtplb.dataplane.tls import TlsStream
+from tests.effort import examples
 from tests.protocol import certificates as certs
 
 
@@ -105,7 +106,9 @@ class Peer:
     def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         name = None if server_side else "mx.test"
-        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=server_side, server_hostname=name)
+        self.engine = context.wrap_bio(
+            self.incoming, self.outgoing, server_side=server_side, server_hostname=name
+        )
         self.heard = b""
         self.done = False
         self.closed = False
@@ -141,7 +144,9 @@ class Peer:
 class Bench:
     """A stream, its user and its peer, past the handshake unless `begin` is False. `pieces`: sizes in which bytes come."""
 
-    def __init__(self, *, server_side: bool = True, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, piece: int = 0) -> None:
+    def __init__(
+        self, *, server_side: bool = True, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, piece: int = 0
+    ) -> None:
         server, client = certs.server("mx.test"), certs.client(maximum=maximum)
         self.loop, self.raw, self.user = Loop(), Raw(), User()
         self.piece = piece
@@ -202,7 +207,6 @@ def test_handshake_and_words_pass_byte_by_byte(server_side: bool, version: ssl.T
     assert bench.user.events == ["established", "end"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.binary(min_size=1, max_size=40_000), st.integers(1, 16384)), max_size=4),
     st.lists(st.integers(1, 30_000), min_size=1, max_size=8),
@@ -229,7 +233,7 @@ def test_any_records_in_any_pieces_give_the_same_words(
     assert bench.peer.heard == b"last words\r\n", "its other half is still open"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=10), st.integers(0, 10), st.booleans())
 def test_a_user_that_stops_reading_loses_nothing(sizes: list[int], stop_at: int, ends: bool) -> None:
     """Also when the end comes behind what the engine still holds."""
@@ -350,7 +354,9 @@ def test_a_record_that_was_changed_is_the_end(wrong: int) -> None:
     record[wrong] ^= 0x40
     bench.deliver(first + bytes(record) + bench.peer.say(b"behind\r\n"))
     assert bench.user.heard == b"good\r\n"
-    assert bench.user.events in (["established", "end"], ["established"]), "or it still waits for a longer record"
+    assert bench.user.events in (["established", "end"], ["established"]), (
+        "or it still waits for a longer record"
+    )
 
 
 def test_data_pipelined_with_the_last_flight_of_the_handshake_is_heard() -> None:
@@ -358,7 +364,11 @@ def test_data_pipelined_with_the_last_flight_of_the_handshake_is_heard() -> None
     server, client = certs.server("mx.test"), certs.client()
     loop, raw, user = Loop(), Raw(), User()
     stream = TlsStream(
-        cast("asyncio.AbstractEventLoop", loop), cast("asyncio.Transport", raw), user, server, server_side=True
+        cast("asyncio.AbstractEventLoop", loop),
+        cast("asyncio.Transport", raw),
+        user,
+        server,
+        server_side=True,
     )
     peer = Peer(client, server_side=False)
     stream.start(peer.turn())
