@@ -61,12 +61,12 @@ def test_without_accept_it_is_an_error_before_the_start() -> None:
     try:
         with pytest.raises(LabError, match="ended at once with 1: ") as failed:
             balancer.start()
-        for listener in listeners:
-            assert f"listeners.{listener['name']}.accept: missing" in str(failed.value)
+        assert ".accept: missing" in str(failed.value)
         assert not is_listening(balancer.admin_port)
         validated = call("validate", str(balancer.file))
         assert validated.returncode == 1
-        assert validated.stderr.count(".accept: missing") == len(listeners)
+        for listener in listeners:
+            assert f"listeners.{listener['name']}.accept: missing" in validated.stderr
     finally:
         balancer.close()
 
