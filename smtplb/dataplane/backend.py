@@ -20,6 +20,7 @@ from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 
+RESETS_WITHOUT_A_MESSAGE = 5  # Exim smtp_accept_max_nonmail 10, EHLO included; Postfix sleeps at junk
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
@@ -339,6 +340,7 @@ class Backend:
             (mail_max is not None and connection.transactions >= mail_max)
             or connection.transactions >= limits.max_transactions
             or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
+            or connection.resets >= RESETS_WITHOUT_A_MESSAGE
             or self._runtime.deadlines.clock() - connection.born_s >= limits.max_age_s
             or self.standing.state in (BackendState.DRAIN, BackendState.MAINT)
         )

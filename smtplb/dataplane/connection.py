@@ -136,6 +136,7 @@ class Connection(asyncio.Protocol):
         "holder",
         "owner",
         "replies",
+        "resets",
         "settings",
         "state",
         "transaction_open",
@@ -184,6 +185,7 @@ class Connection(asyncio.Protocol):
         # counts
         self.transactions = 0  # leases so far, the present one included
         self.errors = 0  # 4xx and 5xx replies
+        self.resets = 0  # RSETs since the last message
         # for a lease
         self.holder: Holder | None = None
         self.replies = 0  # replies in this lease
@@ -361,6 +363,7 @@ class Connection(asyncio.Protocol):
             return  # connection_lost is on its way
         if self.transaction_open:
             self.transaction_open = False
+            self.resets += 1
             self._command(_Own.RSET, b"RSET\r\n")
         self._enter(Phase.RSET, RSET_TIMEOUT_S)
 

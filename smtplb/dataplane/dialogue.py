@@ -111,6 +111,7 @@ class Dialogue:
         "_greeted",
         "_told_helo",
         "authenticated",
+        "data_asked",
         "front_unproven",
         "helo",
         "transaction",
@@ -127,6 +128,7 @@ class Dialogue:
         self.front_unproven = False  # PROXY LOCAL or UNKNOWN: whose mail is it?
         self.transaction: Transaction | None = None
         self.transactions = 0
+        self.data_asked = False  # the last line was DATA, and no content followed it yet
         self._auth: Authentication | None = None
         # the BDAT chunk under way
         self._chunk_left = 0
@@ -168,6 +170,7 @@ class Dialogue:
             return
         token, argument = split_line(line)
         verb = VERBS.get(token)
+        self.data_asked = verb is Verb.DATA
         if verb is None:
             self._unknown(token)
         elif verb is Verb.BDAT:  # its octets follow, whatever is to be said about it
@@ -196,6 +199,7 @@ class Dialogue:
 
     def body(self, data: bytes) -> bytes:
         """Message content; what is behind it is given back."""
+        self.data_asked = False
         if self._chunk_left:
             return self._chunk(data)
         transaction = self.transaction

@@ -183,6 +183,30 @@ async def test_only_a_trusted_front_may_say_xclient() -> None:
         assert (await client.message()).startswith("250")
 
 
+async def test_a_client_behind_a_proxy_header_may_not_say_xclient_whoever_its_front_is() -> None:
+    """Such a front passes on whatever its client says: its trust does not extend to that."""
+    a = Mta("a")
+    async with proxied(a, xclient_from=LOOPBACK) as stage:
+        client = await stage.connect()
+        client.send(V1)
+        await client.greeted()
+        assert "XCLIENT" not in await client.keywords()
+        assert (await client.ask("XCLIENT ADDR=198.51.100.9")).startswith("550 5.7.0")
+        assert clients(stage) == ["192.0.2.7"]
+        assert (await client.message()).startswith("250")
+        assert stage.ends[0].client == "192.0.2.7"
+        own = await stage.connect()  # the front's own word
+        own.send(NOBODY["v2 LOCAL"])
+        await own.greeted()
+        assert (await own.ask("XCLIENT ADDR=198.51.100.9")).startswith("220")
+        assert sorted(clients(stage)) == ["192.0.2.7", "198.51.100.9"]
+    async with proxied(a, xclient_from=(*LOOPBACK, ip_network("192.0.2.0/24"))) as stage:
+        client = await stage.connect()
+        client.send(V1)
+        await client.greeted()
+        assert (await client.ask("XCLIENT ADDR=198.51.100.9")).startswith("220"), "it is trusted itself"
+
+
 async def test_xclient_starts_the_session_anew() -> None:
     async with xcliented(Mta("a")) as stage:
         client = await stage.client("front.test")
