@@ -214,8 +214,8 @@ class Session(asyncio.Protocol):
                 self._peer = (
                     header.source
                 )  # what follows are its words: the front's right to XCLIENT is not its own
-            self.client = header.source
-            self.client_text = str(header.source) if header.source is not None else self.client_text
+            self.client = identity.client
+            self.client_text = str(identity.client) if identity.client is not None else self.client_text
             self._stage = Stage.OPEN
             self._client_known(data[header.size_bytes :])
 
