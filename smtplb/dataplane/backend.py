@@ -19,6 +19,7 @@ from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendS
 from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
+from smtplb.smtp.extensions import offered_size
 
 RESETS_WITHOUT_A_MESSAGE = 5  # Exim smtp_accept_max_nonmail 10, EHLO included; Postfix sleeps at junk
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
@@ -130,8 +131,7 @@ class Backend:
             return False
         if needs and not all(need in offers for need in needs):
             return True
-        limit = offers.get(b"SIZE", b"")
-        return bool(size_bytes and limit.isdigit() and 0 < int(limit) < size_bytes)
+        return bool(size_bytes and 0 < offered_size(offers) < size_bytes)
 
     @property
     def connections(self) -> int:
