@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smtplb.smtp.commands import NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import FakeStage
 from tests.dataplane.mta import OFFERS
 from tests.dataplane.setup import Setup
@@ -58,10 +59,17 @@ BODIES = [
     b"a\nb\r.\r\0\n.\r\n.\n\r\n.\r\n",
     b"x" * 5000 + b"\r\n.\r\n",
 ]
-# What must be waited for ends a burst.
+# Any octets behind any verb.
+junk = st.tuples(
+    st.sampled_from([b"", *VERBS, *NOT_IMPLEMENTED]),
+    st.sampled_from([b"", b" ", b"\t"]),
+    st.binary(max_size=30),
+).map(lambda parts: b"".join(parts).replace(b"\n", b"") + b"\r\n")
+# What must be waited for ends a burst: a line that is, or may be, DATA.
 bursts = st.lists(
     st.one_of(
         st.lists(st.sampled_from(ITEMS), min_size=1, max_size=6).map(lambda items: [b"".join(items)]),
+        st.lists(junk, min_size=1, max_size=6),
         st.tuples(st.just(MAIL + RCPT + DATA), st.sampled_from(BODIES)).map(list),
         st.tuples(st.just(DATA), st.sampled_from(BODIES)).map(list),
     ),
@@ -96,7 +104,7 @@ def told(segments: list[bytes], mode: str, offers: tuple[str, ...] | None) -> tu
 
 @pytest.mark.parametrize("offers", [OFFERS, (*OFFERS, "CHUNKING"), None], ids=["plain", "CHUNKING", "HELO"])
 @pytest.mark.parametrize("mode", ["normalize", "reject"])
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(150))
 @given(conversation=bursts, places=cuts)
 def test_a_conversation_means_the_same_however_it_is_cut(
     mode: str, offers: tuple[str, ...] | None, conversation: list[bytes], places: list[int]
