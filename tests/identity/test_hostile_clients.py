@@ -103,7 +103,7 @@ ACTS: dict[Act, int] = {  # and what may be kept of each beyond what reading tak
     lines_without_end_in_a_body: KEPT_BYTES,
     bodies_without_end: KEPT_BYTES,
     recipients_without_end: 0,
-    nothing_is_read: 64 * 1024,  # commands that wait until it reads
+    nothing_is_read: 256 * 1024,  # one read of commands waits until it reads
 }
 
 
