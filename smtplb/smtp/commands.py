@@ -42,6 +42,8 @@ class Phase(Flag):
 class Verb(Enum):
     """Verbs and their rules: phases in which each is in order, whether an argument is required, allowed or forbidden."""
 
+    __hash__ = object.__hash__  # Enum's own is a Python call; members are singletons
+
     HELO = (b"HELO", Phase.ANY, "required")
     EHLO = (b"EHLO", Phase.ANY, "required")
     MAIL = (b"MAIL", Phase.READY, "required")
@@ -60,6 +62,7 @@ class Verb(Enum):
     def __init__(self, token: bytes, phases: Phase, argument: str) -> None:
         self.token = token
         self.phases = phases
+        self.phase_bits: int = phases.value  # a Flag's own operators are Python calls
         self.argument = argument
 
 

@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 
+from smtplb.dataplane.session import MAX_REPLIES_A_TURN
 from smtplb.smtp.commands import FOREIGN, NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.mta import Fault
@@ -301,6 +302,16 @@ def test_content_behind_data_that_was_refused_is_never_read_as_commands(how: str
     stage.finish()
 
 
+@pytest.mark.parametrize("before", range(MAX_REPLIES_A_TURN - 3, MAX_REPLIES_A_TURN + 2))
+def test_nor_in_the_next_turn(before: int) -> None:
+    """Also where so much is answered in one turn that the rest of the input waits for the next."""
+    stage = FakeStage(Setup(limits={"errors": 10_000}))
+    client = stage.client().hello()
+    client.send("VRFY x\r\n" * before + "DATA\r\nMAIL FROM:<forged@a.test>\r\n")
+    assert client.take_all()[-2:] == ["503 5.5.1 Bad sequence of commands", OUT_OF_TURN]
+    stage.finish()
+
+
 def test_who_waits_for_the_answer_to_data_may_go_on() -> None:
     stage, client = stage_with_client("refused")
     assert client.one("DATA").startswith("554 5.5.1")
@@ -513,4 +524,25 @@ def test_every_line_of_a_multiline_refusal_carries_the_code() -> None:
         "550-5.1.2 second",
         "550 5.1.2 third",
     ]
+    stage.finish()
+
+
+def test_commands_that_carry_no_mail_count_as_errors_once_they_are_too_many() -> None:
+    """Postfix has the same limit of 100 (smtpd_junk_command_limit): a session is for mail."""
+    stage = FakeStage(Setup(limits={"errors": 3}))
+    client = stage.client().hello()  # its EHLO is the first
+    assert client.ask(*["NOOP"] * 33, *["RSET"] * 33, *["EHLO x"] * 33)[-1].startswith("250")
+    assert client.ask("NOOP", "NOOP") == ["250 2.0.0 Ok"] * 2
+    assert client.ask("NOOP") == ["421 4.7.0 Too many errors"]
+    stage.finish()
+
+
+def test_a_message_between_lets_a_session_go_on() -> None:
+    stage = FakeStage(Setup(limits={"errors": 3}))
+    client = stage.client().hello()
+    for _ in range(5):
+        client.ask(*["NOOP"] * 90)
+        assert client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>", "DATA")[-1].startswith("354")
+        client.send(b"x\r\n.\r\n")
+        assert client.take_all()[-1].startswith("250")
     stage.finish()
