@@ -67,7 +67,7 @@ def test_mailmax_of_a_backend_is_obeyed() -> None:
 
 @pytest.mark.parametrize("offers", [OFFERS, OFFERS[1:], None], ids=["pipelining", "plain", "helo"])
 def test_connection_is_retired_after_five_rsets_without_a_message(offers: tuple[str, ...] | None) -> None:
-    """Exim ends a session at "Too many nonmail commands", Postfix begins to sleep: neither is to meet the next client."""
+    """Servers count commands that bring no mail, end sessions for them, or begin to sleep: that is not to meet the next client."""
     stage = FakeStage()
     stage.mtas["A"].offers = offers
     client = stage.client().hello()
