@@ -21,7 +21,9 @@ from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 from smtplb.smtp.extensions import offered_size
 
-RESETS_WITHOUT_A_MESSAGE = 5  # servers count commands without mail (Exim smtp_accept_max_nonmail 10, Postfix junk)
+RESETS_WITHOUT_A_MESSAGE = (
+    5  # servers count commands without mail (Exim smtp_accept_max_nonmail 10, Postfix junk)
+)
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
