@@ -8,6 +8,7 @@ verbatim, in brackets.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 MAX_PATH_BYTES = (
     512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
@@ -67,11 +68,15 @@ def domain_of(path: bytes) -> bytes:
     return domain if domain.isascii() else _in_the_dns(domain)
 
 
+@lru_cache(maxsize=256)  # each condition of a route asks again
 def _in_the_dns(domain: bytes) -> bytes:
     """The xn-- form, or the domain as it is where that form reads back as something else: what is mapped (letters in circles,
     a full stop of another script) one system takes for our domain and the next for another."""
     try:
         text = domain.decode("utf-8").lower()
+        # RFC 1035 2.3.4. Beforehand: the time that encoding takes grows with the square of a label.
+        if len(text) > 253 or max(map(len, text.split("."))) > 63:
+            return domain
         form = text.encode("idna")
         return form if form.decode("idna") == text else domain
     except UnicodeError:

@@ -320,3 +320,13 @@ def test_no_line_costs_more_than_its_length(unit: bytes) -> None:
             started = time.process_time()
             parse_path(line)
             assert time.process_time() - started < A_WHILE_S
+
+
+@pytest.mark.parametrize(
+    "domain", ["\u4e00\u4e07\u4e0e" * 55, "\u00fc." * 125 + "x", ".".join(["\u4e00\u4e8c\u4e09" * 20] * 2)]
+)
+def test_no_domain_beyond_ascii_costs_much(domain: str) -> None:
+    start = time.process_time()
+    for number in range(100):
+        domain_of(f"{number}@{number}.{domain}".encode())
+    assert time.process_time() - start < 1.0
