@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from smtplb.smtp.commands import FOREIGN, NOT_IMPLEMENTED, VERBS
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.setup import Setup
 
