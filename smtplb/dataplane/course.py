@@ -527,6 +527,9 @@ class Course(ABC):
     def _end(self, outcome: TransactionOutcome, cause: str, wire: bytes) -> None:
         assert not self.ended
         self.ended = True
+        self._attempt = (
+            None  # it knows us, too: else each message would leave a cycle to the garbage collector
+        )
         relay = self._relay
         if relay is not None:
             relay.detach()

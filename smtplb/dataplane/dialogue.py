@@ -21,14 +21,9 @@ from smtplb.policy.refusal import Refusal
 from smtplb.settings import AuthMode, FrontTlsMode, OtherRoute, RefuseReply
 from smtplb.smtp.address import is_postmaster
 from smtplb.smtp.commands import (
-    FOREIGN,
     MAX_AUTH_LINE_BYTES,
     MAX_COMMAND_LINE_BYTES,
-    NOT_IMPLEMENTED,
-    VERBS,
-    Phase,
     SyntaxFault,
-    Verb,
     is_auth_response,
     parse_auth,
     parse_bdat,
@@ -39,6 +34,7 @@ from smtplb.smtp.commands import (
 )
 from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Phase, Verb
 
 # In one transaction, beyond as many as may be taken. 5xx ends the session before; 4xx (greylisting) may go on and on.
 MAX_REFUSED_RECIPIENTS = 1000
@@ -270,6 +266,11 @@ class Dialogue:
         auth, self._auth = self._auth, None
         if auth is not None:
             auth.abandon()
+
+    def detach(self) -> None:
+        """The session is over; it asks for nothing any more that would need the channel."""
+        self._auth = None
+        del self._channel
 
     def cut(self) -> bool:
         """End the transaction because we stop; False if its terminator has left and it may go on."""

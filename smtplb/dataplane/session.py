@@ -62,8 +62,8 @@ class House(Protocol):
     def session_over(self, session: Session) -> None: ...
 
 
-class Session(asyncio.Protocol):
-    """See the module."""
+class Session:
+    """See the module. An asyncio.Protocol in all but its base class, which compiled classes cannot have."""
 
     __slots__ = (
         "_backend_paused",
@@ -317,6 +317,9 @@ class Session(asyncio.Protocol):
             context.runtime.bug("session", bug)
         self.binding.end()
         self._house.session_over(self)
+        # No cycle is left to the garbage collector: TLS buffers would wait for it.
+        self._transport = None
+        self._dialogue.detach()
         context.runtime.emit(
             SessionEnded(
                 listener=context.name,
@@ -364,6 +367,8 @@ class Session(asyncio.Protocol):
 
     def turn(self) -> None:
         """A transaction filled slots, or wants the body: write, and go on reading."""
+        if self._transport is None:
+            return  # the client is gone
         try:
             self._advance()
             self._flush()

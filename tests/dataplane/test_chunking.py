@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtplb.smtp.commands import NOT_IMPLEMENTED, VERBS
+from smtplb.smtp.verbs import NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import FakeStage
 from tests.dataplane.mta import OFFERS
 from tests.dataplane.setup import Setup

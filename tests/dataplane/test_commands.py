@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 
 from smtplb.dataplane.session import MAX_REPLIES_A_TURN
-from smtplb.smtp.commands import FOREIGN, NOT_IMPLEMENTED, VERBS
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from smtplb.settings import AuthMode, FrontTlsMode, FrontTlsSettings
-from smtplb.smtp.commands import VERBS
+from smtplb.smtp.verbs import VERBS
 from tests.protocol import certificates
 from tests.protocol.client import Client
 from tests.protocol.mta import OFFERS, Mta
