@@ -219,6 +219,7 @@ class ConnectionSettings:
     """Kept connections to one backend. A limit of 0 for `idle` keeps none."""
 
     idle: int = 32
+    warm: int = 0  # of these, so many are opened before anybody needs them
     idle_timeout_s: float = 60.0
     max_age_s: float = 240.0  # below Postfix smtpd_timeout 300 s
     max_transactions: int = 1000

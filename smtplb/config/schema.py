@@ -118,9 +118,8 @@ class Check(Section):
 
 
 class Connections(Section):
-    later = frozenset({"warm"})
-
     idle: Annotated[int, PlainValidator(whole(0, 100_000))] | None = None
+    warm: Annotated[int, PlainValidator(whole(0, 1000))] | None = None
     idle_timeout_s: PositiveDuration | None = Field(None, alias="idle_timeout")
     max_age_s: PositiveDuration | None = Field(None, alias="max_age")
     max_transactions: Count | None = None

@@ -219,6 +219,8 @@ class Worker:
                     session.cut()
         if self._leaving:
             self._leave_backends(now)
+        elif not self._stopping and self._router is not None:
+            self._router.keep_warm(now)
         # Room that another worker leaves at a backend shows in the scoreboard only.
         waiting = self._scoreboard is not None and self._router is not None and self._router.look_for_room()
         self._deadlines.set(self, now + (TICK_S if waiting or self._leaving else PULSE_S))
@@ -236,8 +238,8 @@ class Worker:
             return
         if self._quitting_until_s is None:
             self._quitting_until_s = now + QUITTING_WITHIN_S
-            if router is not None:
-                router.retire_idle()
+        if router is not None:
+            router.retire_idle()  # each time: some may have been coming up
         if router is None or not router.connections or now >= self._quitting_until_s:
             self._leaving, self._drained_told = False, True
             self._tell_answered()

@@ -81,6 +81,40 @@ def test_mistakes_in_limits_of_connections(where: str, written: str, words: str)
     assert (error.key, words in error.message) == (f"{where}.max_connections", True)
 
 
+# Connections opened in advance.
+
+
+def test_warm_connections_reach_the_settings() -> None:
+    assert pool_of(ONE).backends[0].connections.warm == 0
+    pool = pool_of(
+        'connections: {warm: 4}, backends: ["a.test:25", {address: "b.test:25", connections: {warm: 0}}]'
+    )
+    assert [backend.connections.warm for backend in pool.backends] == [4, 0]
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ("connections: {warm: 33}", "must not be more than idle (32)"),
+        ("mta: exim, connections: {warm: 9}", "must not be more than idle (8)"),
+        ("max_connections: 3, connections: {warm: 4}", "must not be more than max_connections (3)"),
+        ("identity: xclient, connections: {warm: 4}", "no effect with identity xclient"),
+        ("identity: proxy-v2, connections: {warm: 4}", "no effect with identity proxy-v2"),
+    ],
+)
+def test_warm_connections_that_would_find_no_room(pool: str, words: str) -> None:
+    error = only_error(with_pool(f"{TWO}, {pool}"))
+    assert error.key == "pools.p.connections.warm"
+    assert words in error.message
+
+
+def test_warm_connections_in_defaults_need_one_pool_where_they_count() -> None:
+    warm = defaults("connections: {warm: 2}")
+    told = f"{ONE}, identity: xclient"
+    assert errors_of(two_pools(told, ONE, warm)) == ()
+    assert keys_of(two_pools(told, told, warm)) == ["defaults.pool.connections.warm"]
+
+
 # The queue.
 
 
