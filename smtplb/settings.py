@@ -286,6 +286,7 @@ class EjectSettings:
     for_s: float = 30.0  # the first time; twice as long the second time, and so on
     max_for_s: float = 300.0
     at_most_ratio: float = 0.5  # of a pool's backends, rounded down, but one of two or more
+    refusals: bool = False  # also one that refuses nearly every recipient, while the others do not
 
 
 @dataclass(frozen=True, slots=True)

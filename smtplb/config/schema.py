@@ -158,6 +158,7 @@ class Eject(Section):
     for_s: PositiveDuration | None = Field(None, alias="for")
     max_for_s: PositiveDuration | None = Field(None, alias="max_for")
     at_most_ratio: Percent | None = Field(None, alias="at_most")
+    refusals: Annotated[bool, PlainValidator(boolean)] | None = None
 
 
 NO_EJECT = Eject.model_construct()  # `eject: off`: this very object

@@ -21,6 +21,7 @@ from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 
+REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
@@ -62,6 +63,7 @@ class Backend:
         "offers",
         "on_room",
         "per_session",
+        "refused_clients",
         "replies",
         "reuse",
         "settings",
@@ -105,6 +107,7 @@ class Backend:
         self.replies: dict[tuple[Phase, int], int] = {}
         self.reuse = {"new": 0, "reused": 0, "stale": 0}
         self.final_s = Histogram()
+        self.refused_clients: set[str] = set()  # some whose recipients it refused, since that was last told
 
     # -- what policies see -------------------------------------------------------------------------
 
@@ -294,6 +297,15 @@ class Backend:
     def count_reply(self, phase: Phase, code: int) -> None:
         key = (phase, code)
         self.replies[key] = self.replies.get(key, 0) + 1
+
+    def refused(self, client: str) -> None:
+        """It refused a recipient of this client."""
+        if len(self.refused_clients) < REFUSED_CLIENTS:
+            self.refused_clients.add(client)
+
+    @property
+    def holders(self) -> list[Holder]:
+        return [connection.holder for connection in self._leased if connection.holder is not None]
 
     def report(self) -> BackendReport:
         return BackendReport(

@@ -437,6 +437,8 @@ class Course(ABC):
     def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
         if reply.code in (450, 451):
             self._come_again([recipient], TEMPFAIL_AGE_S)
+        if self._backend is not None:
+            self._backend.refused(str(self.binding.identity.client or ""))
         self._refuse(recipient, words_for_client(reply))
         self._replied()
 

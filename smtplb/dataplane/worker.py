@@ -19,9 +19,8 @@ from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
+from smtplb.dataplane.worker_traffic import Traffic
 from smtplb.messages import (
-    BackendKey,
-    BackendsAnswered,
     DrainSessions,
     FromWorker,
     ReloadCertificates,
@@ -33,7 +32,7 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
-from smtplb.observe.events import AttemptOutcome, BackendBlamed, Event, Notice
+from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.affinity import Affinity
 from smtplb.settings import TrafficSettings
 
@@ -64,7 +63,7 @@ class Worker:
         self._listeners: list[Listener] = []
         self._starting: asyncio.Task[None] | None = None
         self._stopping = False
-        self._answered: dict[BackendKey, int] = {}  # as last told
+        self._traffic = Traffic()
         self._sessions_to_end = 0
         self._leaving = False  # sessions are gone; backends are being left
         self._drained_told = False
@@ -169,20 +168,8 @@ class Worker:
         self._send(event)
 
     def _tell_answered(self) -> None:
-        """From the counters that are kept anyway: nothing per message."""
-        if self._router is None:
-            return
-        counts: dict[BackendKey, int] = {}
-        for pool in self._router.pools.values():
-            for backend in pool.backends.values():
-                attempts = backend.attempts
-                total = attempts[AttemptOutcome.OK] + attempts[AttemptOutcome.VERDICT]
-                new = total - self._answered.get(backend.key, 0)
-                if new:
-                    self._answered[backend.key] = total
-                    counts[backend.key] = new
-        if counts:
-            self._send(BackendsAnswered(counts))
+        if self._router is not None and (message := self._traffic.take(self._router)) is not None:
+            self._send(message)
 
     # -- stopping ----------------------------------------------------------------------------------
 

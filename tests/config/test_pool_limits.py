@@ -194,9 +194,10 @@ def test_ejection_is_on_unless_it_is_off() -> None:
 
 def test_ejection_reaches_the_settings_key_by_key() -> None:
     pool = pool_of(
-        f"{TWO}, eject: {{after: 9, for: 1m}}", defaults("eject: {for: 2m, max_for: 1h, at_most: 100%}")
+        f"{TWO}, eject: {{after: 9, for: 1m}}",
+        defaults("eject: {for: 2m, max_for: 1h, at_most: 100%, refusals: true}"),
     )
-    assert pool.eject == EjectSettings(9, 60.0, 3600.0, 1.0)
+    assert pool.eject == EjectSettings(9, 60.0, 3600.0, 1.0, refusals=True)
 
 
 def test_a_pool_may_switch_ejection_off_and_on_again() -> None:
@@ -235,7 +236,8 @@ def test_ejection_in_defaults_needs_one_pool_of_two() -> None:
         ("{for: 30}", ".for", "write 30s"),
         ("{at_most: 0%}", ".at_most", "from 1% to 100%"),
         ("{at_most: 0.5}", ".at_most", "not a percentage"),
-        ("{refusals: true}", ".refusals", "known here are after, for, max_for, at_most"),
+        ("{window: 1m}", ".window", "known here are after, for, max_for, at_most, refusals"),
+        ("{refusals: yes}", ".refusals", "true or false"),
         ("{for: 10m, max_for: 9m}", ".max_for", "must not be shorter than for (10m)"),
         ("{max_for: 10s}", ".max_for", "must not be shorter than for (30s)"),
         ("{for: 10m}", ".for", "must not be longer than max_for (5m)"),
