@@ -195,6 +195,11 @@ class Course(ABC):
 
     def room_found(self) -> bool:
         assert self._search is not None
+        if not self._may_start():  # it has half-closed while it waited for a further attempt
+            self._place = None
+            self._give_up(Refusal.NO_BACKEND)
+            self.tell_client()
+            return True
         backend = self._search.next_backend()
         if backend is None:
             return False
