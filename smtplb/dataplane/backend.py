@@ -333,6 +333,7 @@ class Backend:
         if connection.leaving:
             self._leaving.add(connection)
             connection.when_gone = lambda: self._left(connection)
+        self._share()
         if (
             failure.reason is Reason.TLS
             and self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
@@ -350,6 +351,7 @@ class Backend:
         for seeker in self._seekers:
             if self._may_use(seeker, connection):
                 self._seekers.remove(seeker)
+                self._share()
                 seeker.lease_failed(failure)
                 return
 
