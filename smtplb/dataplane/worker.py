@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
@@ -163,12 +164,16 @@ class Worker:
     # -- telling of backends -----------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
-        if isinstance(event, BackendBlamed):
-            self._tell_answered()
+        if isinstance(event, BackendBlamed) and self._router is not None:
+            self._tell_traffic([self._router.pools[event.pool].backends[event.backend]])
         self._send(event)
 
     def _tell_answered(self) -> None:
-        if self._router is not None and (message := self._traffic.take(self._router)) is not None:
+        if self._router is not None:
+            self._tell_traffic(self._router.backends)
+
+    def _tell_traffic(self, backends: Iterable[Backend]) -> None:
+        if (message := self._traffic.take(backends)) is not None:
             self._send(message)
 
     # -- stopping ----------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ Invariant: nothing here runs for a message; each fact is told once.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 from smtplb.dataplane.attempt import Attempt, Step
 from smtplb.dataplane.backend import Backend
-from smtplb.dataplane.router import Router
 from smtplb.messages import SECONDS_BOUNDS, SLOW_FINAL_S, BackendKey, BackendsAnswered, Observed
 from smtplb.observe.events import AttemptOutcome, Phase
 
@@ -28,23 +28,22 @@ class _Told:
 
 
 class Traffic:
-    """See the module. take() is called by the worker's pulse, and before each blame."""
+    """See the module. take() is called by the worker's pulse, and for a backend before it is blamed."""
 
     def __init__(self) -> None:
         self._told: dict[BackendKey, _Told] = {}
 
-    def take(self, router: Router) -> BackendsAnswered | None:
-        """What has come since the last call; None: nothing."""
+    def take(self, backends: Iterable[Backend]) -> BackendsAnswered | None:
+        """What has come from these since it was last taken; None: nothing."""
         counts: dict[BackendKey, int] = {}
         observed: dict[BackendKey, Observed] = {}
-        for pool in router.pools.values():
-            for backend in pool.backends.values():
-                told = self._told.setdefault(backend.key, _Told())
-                answered = _grown(told, "answered", _answered(backend))
-                if answered:
-                    counts[backend.key] = answered
-                if (seen := _observe(backend, told)) is not None:
-                    observed[backend.key] = seen
+        for backend in backends:
+            told = self._told.setdefault(backend.key, _Told())
+            answered = _grown(told, "answered", _answered(backend))
+            if answered:
+                counts[backend.key] = answered
+            if (seen := _observe(backend, told)) is not None:
+                observed[backend.key] = seen
         return BackendsAnswered(counts, observed) if counts or observed else None
 
 
