@@ -11,7 +11,7 @@ REQUIRES := pyproject.toml scripts/venv
 ALONE := (mta or measured)
 TOGETHER := -n auto --dist worksteal
 
-.PHONY: help demo test lint types unit fuzz soak bench format mtas clean
+.PHONY: help demo test compiled lint types unit fuzz soak bench format mtas clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -24,6 +24,11 @@ demo: $(RUN)  ## install into .venv and show the main job on embedded backends
 test: $(DEV) mtas lint types  ## everything: environment, mail servers (as root on Debian), lint, types, all tests
 	$(PYTEST) $(TOGETHER) --hypothesis-profile=ci -m "not $(ALONE) and not slow"
 	$(PYTEST) --hypothesis-profile=ci -m "$(ALONE) and not slow"
+
+compiled: $(DEV)  ## build the way of a message as C extensions (needs gcc and Python headers) and test them
+	scripts/compiled build
+	scripts/compiled test $(TOGETHER) --hypothesis-profile=dev tests/smtp tests/policy tests/dataplane tests/protocol tests/failover \
+		-m "not $(ALONE) and not slow"
 
 unit: $(DEV)  ## the tests that need no real mail server, with fewer examples: a minute
 	$(PYTEST) $(TOGETHER) --hypothesis-profile=dev -m "not $(ALONE) and not slow"

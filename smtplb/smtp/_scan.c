@@ -30,23 +30,25 @@ static PyObject *is_lawful(PyObject *module, PyObject *segment)
         PyErr_SetString(PyExc_TypeError, "bytes expected");
         return NULL;
     }
-    const unsigned char *data = (const unsigned char *)PyBytes_AS_STRING(segment);
-    Py_ssize_t size = PyBytes_GET_SIZE(segment);
-    /* No branches, so that compilers make vector code of it; in parts whose counts fit 32 bits. The octet behind the last
-     * one is the NUL that every bytes object ends in. */
-    for (Py_ssize_t at = 0; at < size;) {
-        Py_ssize_t stop = size - at > 65536 ? at + 65536 : size;
-        unsigned int wrong = 0;
-        for (; at < stop; at++) {
-            unsigned char octet = data[at];
-            unsigned char next = data[at + 1];
-            wrong |= (octet == 0) | ((octet == '\r') & (next != '\n')) | ((octet != '\r') & (next == '\n') & (at + 1 < size));
-        }
-        if (wrong) {
+    const char *start = PyBytes_AS_STRING(segment);
+    const char *end = start + PyBytes_GET_SIZE(segment);
+    if (start == end) {
+        Py_RETURN_TRUE;
+    }
+    if (memchr(start, 0, end - start) != NULL) {
+        Py_RETURN_FALSE;
+    }
+    /* From LF to LF: each has its CR before it, and there is no other. memchr() is vector code, a loop of ours was not. */
+    const char *line = start;
+    for (const char *at; (at = memchr(line, '\n', end - line)) != NULL; line = at + 1) {
+        if (at == line || at[-1] != '\r' || memchr(line, '\r', at - 1 - line) != NULL) {
             Py_RETURN_FALSE;
         }
+        if (at + 1 == end) {
+            Py_RETURN_TRUE;
+        }
     }
-    if (size > 0 && data[0] == '\n') {
+    if (memchr(line, '\r', end - line) != NULL) {
         Py_RETURN_FALSE;
     }
     Py_RETURN_TRUE;
