@@ -19,12 +19,13 @@ from bench.plot import draw
 from bench.reach import reach_table
 from bench.report import Results
 from bench.rounds import measure
+from bench.scaling import a_day, cores_and_machines
 from bench.subjects import Field, missing
 from tests.e2e.balancer import Smtplb
 from tests.lab import HAProxy, SmtpSink, SmtpSource
 
 MEMORY = "memory"
-QUICK_SECONDS, QUICK_ROUNDS, MEMORY_ROUNDS = 0.4, 1, 3
+QUICK_SECONDS, QUICK_ROUNDS, MEMORY_ROUNDS = 0.4, 1, 2
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "performance.svg"
 
 
@@ -130,6 +131,8 @@ def show(options: argparse.Namespace) -> int:
             report.latencies(results),
             report.memories(results),
             report.growth(results),
+            a_day(results),
+            cores_and_machines(results),
         ):
             print(f"\n{report.markdown(rows)}")
     return 0

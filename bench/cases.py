@@ -76,6 +76,7 @@ CASES = (
     Case("25 MB", SIDE_BY_SIDE, size_bytes=25 * MIB, sessions=4, seconds=2.5),
     Case("STARTTLS new", (NGINX_TLS, SMTPLB_TLS), keep=False, tls=True),
     Case("STARTTLS kept", (NGINX_TLS, SMTPLB_TLS), tls=True, rounds=3),
+    Case("STARTTLS 100 KB", (NGINX_TLS, SMTPLB_TLS), size_bytes=100 * KIB, tls=True, rounds=3),
     Case("10 recipients", THREE, recipients=10, rounds=3),
     Case("100 recipients", THREE, recipients=100, rounds=3),
     Case("1 session new", THREE, sessions=1, keep=False, rounds=3),

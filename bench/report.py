@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.cases import CASES, FAIR, HAPROXY, MIB, Case
+from bench.cases import CASES, FAIR, HAPROXY, Case
 from bench.memory import Memory
 from bench.rounds import Measured, Rounds
 
@@ -167,11 +167,6 @@ def _with_spread(values: Sequence[float]) -> tuple[str, str]:
 
 def _to_both(results: Results, case: str, subject: str, of: str) -> tuple[str, str]:
     return times(results.ratio(case, subject, HAPROXY, of)), times(results.ratio(case, subject, FAIR, of))
-
-
-def megabytes_per_s(results: Results, case: Case, subject: str) -> float | None:
-    rate = results.median(case.name, subject, "messages_per_s")
-    return None if rate is None else rate * case.size_bytes / MIB
 
 
 # -- the machine
