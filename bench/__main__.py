@@ -7,37 +7,38 @@ from __future__ import annotations
 
 import argparse
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bench import report
+from bench import pages, report
 from bench.cases import CASES, Case
 from bench.memory import QUICK_SESSIONS, SESSIONS, measure_memory
 from bench.plot import draw
 from bench.reach import reach_table
 from bench.report import Results
 from bench.rounds import measure
-from bench.scaling import a_day, cores_and_machines
 from bench.subjects import Field, missing
 from tests.e2e.balancer import Smtplb
 from tests.lab import HAProxy, SmtpSink, SmtpSource
 
 MEMORY = "memory"
 QUICK_SECONDS, QUICK_ROUNDS, MEMORY_ROUNDS = 0.4, 1, 2
-PLOT = Path(__file__).resolve().parent.parent / "docs" / "performance.svg"
 
 
 def main() -> int:
     options = arguments()
-    if options.markdown is not None or options.plot is not None:
+    if options.markdown is not None or options.docs is not None:
         return show(options)
     for program in (SmtpSink, SmtpSource, HAProxy, Smtplb):
         reason = program.available()
         if reason is not None:
             print(f"{reason}: run `make mtas` as root on Debian", file=sys.stderr)
             return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # all that was started ends with us
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # 10,000 sessions stand in some cases
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     chosen = [case for case in CASES if not options.case or case.name in options.case]
@@ -45,8 +46,8 @@ def main() -> int:
     print_tables(results, chosen)
     print(f"\n{report.store(results)}")
     if not options.case and not options.quick:
-        draw(results, PLOT)
-        print(PLOT)
+        draw(results, pages.PLOT)
+        print(f"{pages.PLOT}; `python -m bench --docs` puts the tables into docs/ as well")
     return 0
 
 
@@ -63,15 +64,12 @@ def arguments() -> argparse.Namespace:
         help="only this one; may be given several times. One of: "
         + ", ".join([*(c.name for c in CASES), MEMORY]),
     )
+    stored: dict[str, Any] = {"nargs": "?", "const": "", "metavar": "JSON"}
     parser.add_argument(
-        "--markdown",
-        nargs="?",
-        const="",
-        metavar="JSON",
-        help="measure nothing: tables of a stored run (the newest)",
+        "--markdown", **stored, help="measure nothing: print the tables of a stored run (the newest)"
     )
     parser.add_argument(
-        "--plot", nargs="?", const="", metavar="JSON", help="the same for docs/performance.svg"
+        "--docs", **stored, help="measure nothing: put the tables and the plot of a stored run into docs/"
     )
     return parser.parse_args()
 
@@ -114,27 +112,17 @@ def print_tables(results: Results, chosen: Sequence[Case] = CASES) -> None:
 
 def show(options: argparse.Namespace) -> int:
     """Of a stored run."""
-    name = options.markdown or options.plot
+    name = options.markdown or options.docs
     path = Path(name) if name else report.newest()
     if path is None:
         print(f"no run is stored in {report.RESULTS}", file=sys.stderr)
         return 1
     results = report.read(path)
-    if options.plot is not None:
-        draw(results, PLOT)
-        print(PLOT)
+    if options.docs is not None:
+        pages.write(results)
+        draw(results, pages.PLOT)
     if options.markdown is not None:
-        print(", ".join(f"{key} {value}" for key, value in results.about.items()))
-        for rows in (
-            reach_table(results),
-            report.speeds(results),
-            report.latencies(results),
-            report.memories(results),
-            report.growth(results),
-            a_day(results),
-            cores_and_machines(results),
-        ):
-            print(f"\n{report.markdown(rows)}")
+        print("\n\n".join(pages.contents(results).values()))
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.lab import Instance, wait_until
 
 PERIOD_US = 10_000  # short: a worker that waits for its next period waits 8 ms, not 80
+PREFIX = "smtplb-bench-"
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -52,7 +53,10 @@ def groups(count: int, share: float) -> Iterator[Groups]:
     tree = _tree()
     assert tree is not None
     root, version = tree
-    folders = [root / f"smtplb-bench-{os.getpid()}-{count}-{number}" for number in range(count)]
+    for left in root.glob(f"{PREFIX}*"):  # of a run that was killed
+        if not (left / "cgroup.procs").read_text():
+            left.rmdir()
+    folders = [root / f"{PREFIX}{os.getpid()}-{count}-{number}" for number in range(count)]
     quota_us = round(PERIOD_US * share)
     try:
         for folder in folders:
