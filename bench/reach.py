@@ -57,6 +57,14 @@ def worst_to_haraka(results: Results) -> float | None:
     return min(found, default=None)
 
 
+def used(case: str) -> tuple[tuple[str, Figure], ...]:
+    """Whether each worker had its fifth of a core, and used it: if not, the quota was not the limit and the ratio is none."""
+    return (
+        ("cores used by one", lambda results: results.cores(case, cases.ONE_WORKER)),
+        ("by two and the supervisor", lambda results: results.cores(case, cases.TWO_WORKERS)),
+    )
+
+
 def memory(kind: str, of: str) -> Figure:
     def kib(results: Results) -> float | None:
         return getattr(results.memory[kind], of) / 1024 if kind in results.memory else None
@@ -100,11 +108,13 @@ GOALS = (
         "two workers against one, new: messages/s",
         *(1.85, None, True),
         ratio("workers new", cases.TWO_WORKERS, cases.ONE_WORKER, RATE),
+        used("workers new"),
     ),
     Goal(
         "two workers against one, kept: messages/s",
         *(1.85, None, True),
         ratio("workers kept", cases.TWO_WORKERS, cases.ONE_WORKER, RATE),
+        used("workers kept"),
     ),
     Goal(
         "300 backends, 1,000 routes: CPU per message, x 3 and 1",

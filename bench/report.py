@@ -50,6 +50,11 @@ class Results:
         found = self.figures(case, subject, of)
         return median(found) if found else None
 
+    def cores(self, case: str, subject: str) -> float | None:
+        """How much of a core the balancer used, all of its processes together."""
+        found = [each.shares.get("balancer", 0.0) for each in self.cases.get(case, {}).get(subject, [])]
+        return median(found) if found else None
+
 
 # -- tables
 

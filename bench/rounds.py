@@ -21,6 +21,9 @@ from bench.subjects import SUBJECTS, Field, Stage, missing
 from tests.lab import Instance, LabError, SmtpSource, wait_until
 
 QUIET = 0.1  # of the machine for others: above it a round is disturbed. Interrupts alone are some 0.03
+STRANGERS = (
+    0.25  # of the machine for others: more than that, and messages per second say nothing of those measured
+)
 PATIENCE = 1.4  # so many times the rounds are measured at most to get enough quiet ones
 FULL = 0.9  # of a core: who uses that much in one thread is the limit
 LOAD_TIMEOUT_S = 600.0
@@ -54,6 +57,8 @@ class Measured:
         full = [name for name, share in self.shares.items() if share >= FULL]
         if full:
             return " and ".join(full)
+        if self.others >= STRANGERS:
+            return "others' work"
         return "all cores" if self.busy >= FULL else "waiting"
 
 
