@@ -8,7 +8,6 @@ Invariant: it ends when the socket pair ends, whoever closed it. It imports noth
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from typing import cast
 
 import uvloop
 
+from smtplb.cli import collector
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
@@ -54,8 +54,7 @@ class Channel(asyncio.Protocol):
             elif isinstance(message, Snapshot) and self._worker is None:
                 self._worker = self._make(message)
                 self._worker.receive(message)
-                gc.collect()
-                gc.freeze()
+                collector.settle()
             elif self._worker is not None:
                 self._worker.receive(message)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.session import Session
@@ -49,10 +50,13 @@ class Listener:
         for sock in self._sockets:
             copy = sock.dup()
             if copy.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(lambda: Session(self), sock=copy, backlog=BACKLOG)
+                server = await loop.create_unix_server(self._new_session, sock=copy, backlog=BACKLOG)
             else:
-                server = await loop.create_server(lambda: Session(self), sock=copy, backlog=BACKLOG)
+                server = await loop.create_server(self._new_session, sock=copy, backlog=BACKLOG)
             self._servers.append(server)
+
+    def _new_session(self) -> asyncio.BaseProtocol:
+        return cast("asyncio.BaseProtocol", Session(self))
 
     def stop_accepting(self) -> None:
         self._stopping = True
