@@ -45,7 +45,7 @@ def main() -> int:
     results = run(chosen, options)
     print_tables(results, chosen)
     print(f"\n{report.store(results)}")
-    if not options.case and not options.quick:
+    if results.about["run"] == report.WHOLE:
         draw(results, pages.PLOT)
         print(f"{pages.PLOT}; `python -m bench --docs` puts the tables into docs/ as well")
     return 0
@@ -66,7 +66,9 @@ def arguments() -> argparse.Namespace:
     )
     stored: dict[str, Any] = {"nargs": "?", "const": "", "metavar": "JSON"}
     parser.add_argument(
-        "--markdown", **stored, help="measure nothing: print the tables of a stored run (the newest)"
+        "--markdown",
+        **stored,
+        help="measure nothing: print the tables of a stored run (the newest whole one)",
     )
     parser.add_argument(
         "--docs", **stored, help="measure nothing: put the tables and the plot of a stored run into docs/"
@@ -75,7 +77,8 @@ def arguments() -> argparse.Namespace:
 
 
 def run(chosen: Sequence[Case], options: argparse.Namespace) -> Results:
-    results = Results(report.machine())
+    is_whole = not (options.quick or options.case or options.rounds or options.seconds)
+    results = Results(report.machine() | {"run": report.WHOLE if is_whole else report.PART})
     print(", ".join(f"{key} {value}" for key, value in results.about.items()))
     began = time.monotonic()
     with Field() as field:
@@ -115,7 +118,7 @@ def show(options: argparse.Namespace) -> int:
     name = options.markdown or options.docs
     path = Path(name) if name else report.newest()
     if path is None:
-        print(f"no run is stored in {report.RESULTS}", file=sys.stderr)
+        print(f"no whole run is stored in {report.RESULTS}", file=sys.stderr)
         return 1
     results = report.read(path)
     if options.docs is not None:

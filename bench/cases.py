@@ -88,6 +88,8 @@ CASES = (
     Case("idle sessions", (SMTPLB, BESIDE_IDLE), rate=300, seconds=4),
     Case("workers new", (ONE_WORKER, TWO_WORKERS), keep=False, seconds=2.5),
     Case("workers kept", (ONE_WORKER, TWO_WORKERS), seconds=2.5),
+    Case("workers new, 100", (ONE_WORKER, TWO_WORKERS), sessions=100, keep=False, seconds=2.5, rounds=3),
+    Case("workers kept, 100", (ONE_WORKER, TWO_WORKERS), sessions=100, seconds=2.5, rounds=3),
     Case("Postfix new", (POSTFIX, HAPROXY_POSTFIX, SMTPLB_POSTFIX), keep=False, rounds=3),
     Case("Postfix kept", (POSTFIX, HAPROXY_POSTFIX, SMTPLB_POSTFIX), rounds=3),
     Case("growth", GROWTH),

@@ -40,6 +40,7 @@ def contents(results: Results) -> dict[str, str]:
 def machine(results: Results) -> str:
     about = dict(results.about)
     minutes = about.pop("minutes", "?")
+    about.pop("run", None)
     words = ", ".join(f"{name} {value}" for name, value in about.items())
     busiest = max(
         (each.others for rounds in results.cases.values() for found in rounds.values() for each in found),

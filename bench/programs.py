@@ -36,7 +36,7 @@ class FairHAProxy(HAProxy):
     """HAProxy with what smtplb does by default as far as it can: a log line for each connection, checks that speak SMTP, counts
     for each client with a limit, and a limit for each server.
 
-    Its log goes to a UDP socket on loopback that takes and throws away, so that no syslog daemon shares the cores.
+    Its log goes to a UDP socket on loopback that nobody reads, so that no syslog daemon shares the cores.
     """
 
     kind = "haproxy-fair"

@@ -60,6 +60,7 @@ def worst_to_haraka(results: Results) -> float | None:
 def used(case: str) -> tuple[tuple[str, Figure], ...]:
     """Whether each worker had its fifth of a core, and used it: if not, the quota was not the limit and the ratio is none."""
     return (
+        ("100 sessions", ratio(f"{case}, 100", cases.TWO_WORKERS, cases.ONE_WORKER, RATE)),
         ("cores used by one", lambda results: results.cores(case, cases.ONE_WORKER)),
         ("by two and the supervisor", lambda results: results.cores(case, cases.TWO_WORKERS)),
     )

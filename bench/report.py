@@ -23,6 +23,7 @@ from bench.memory import Memory
 from bench.rounds import Measured, Rounds
 
 RESULTS = Path(__file__).parent / "results"
+WHOLE, PART = "whole", "part"
 
 
 @dataclass(slots=True)
@@ -110,7 +111,7 @@ def growth(results: Results) -> list[Row]:
     rows: list[Row] = [("case", "smtplb with", "CPU us/msg", "from - to", "x first", "msg/s", "x first")]
     for case, rounds in results.cases.items():
         first = next(iter(rounds), None)
-        if first is None or case not in ("growth", "workers new", "workers kept"):
+        if first is None or case.split(" ")[0] not in ("growth", "workers"):
             continue
         rows.extend(
             (
@@ -215,7 +216,11 @@ def store(results: Results) -> Path:
 
 
 def newest() -> Path | None:
-    return max(RESULTS.glob("*.json"), default=None)
+    """Of the whole runs: parts and quick ones are for looking at, not for keeping."""
+    whole = [
+        path for path in RESULTS.glob("*.json") if json.loads(path.read_text())["about"].get("run") == WHOLE
+    ]
+    return max(whole, default=None)
 
 
 def read(path: Path) -> Results:

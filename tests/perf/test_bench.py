@@ -80,6 +80,14 @@ def test_what_was_stored_is_read_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert report.read(report.store(results())) == results()
 
 
+def test_only_whole_runs_are_taken_for_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.newest() is None
+    for name, run in (("1", report.WHOLE), ("2", report.PART)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"about": {"run": run}}))
+    assert report.newest() == tmp_path / "1.json"
+
+
 def test_only_what_stands_between_its_comments_changes_in_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench: reach -->\nold\n<!-- end -->\nafter\n")
