@@ -244,6 +244,16 @@ class Router:
         """Attempts of this worker that are under way at any backend."""
         return sum(backend.in_use for pool in self.pools.values() for backend in pool.backends.values())
 
+    @property
+    def backends(self) -> list[Backend]:
+        return [backend for pool in self.pools.values() for backend in pool.backends.values()]
+
+    def keep_warm(self, now: float) -> None:
+        """Open connections ahead of need, where that is configured."""
+        for pool in self.pools.values():
+            for warming in pool.warmings:
+                warming.top_up(now)
+
     def retire_idle(self) -> None:
         for pool in self.pools.values():
             for backend in pool.backends.values():
