@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -187,12 +188,19 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
-        "smtplb": metadata.version("smtplb"),
+        "smtplb": f"{metadata.version('smtplb')} {_form()}",
         "uvloop": metadata.version("uvloop"),
         "haproxy": _version(["/usr/sbin/haproxy", "-v"], r"version (\S+)"),
         "nginx": _version(["/usr/sbin/nginx", "-v"], r"nginx/(\S+)"),
         "postfix": _version(["/usr/sbin/postconf", "-d", "-h", "mail_version"], r"(\S+)"),
     }
+
+
+def _form() -> str:
+    """Which one is first on the path: for us, and for what we start."""
+    found = find_spec("smtplb.dataplane.session")
+    is_compiled = found is not None and found.origin is not None and found.origin.endswith(".so")
+    return "compiled" if is_compiled else "in pure Python"
 
 
 def _version(command: list[str], pattern: str) -> str:
