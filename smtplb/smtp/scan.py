@@ -30,4 +30,6 @@ in_python = (find_end, is_lawful)  # for tests, which hold the two forms against
 try:
     from smtplb.smtp._scan import find_end, is_lawful  # type: ignore[import-not-found,no-redef,unused-ignore]
 except ImportError:  # not compiled
-    pass
+    COMPILED = False
+else:
+    COMPILED = True
