@@ -39,7 +39,8 @@ fuzz: $(DEV)  ## laws and campaigns with 50 times the examples and seeds, drawn 
 soak: $(DEV) mtas  ## the long forms of tests with real mail servers
 	$(PYTEST) -m slow
 
-bench: $(DEV) mtas  ## messages/s, CPU and memory beside HAProxy; needs a quiet machine
+bench: $(DEV) mtas  ## smtplb beside HAProxy, nginx, Haraka and nothing: half an hour on a quiet machine
+	@scripts/peers
 	$(PY) -m bench
 
 lint: $(DEV)  ## ruff: rules and format
