@@ -26,7 +26,7 @@ DONE = ".compiled"
 # of a message. verdict: a class of it inherits from Connection, which is compiled.
 MODULES = {
     "smtp": "address body chunks commands extensions identity replies",
-    "policy": "affinity balance limits outcome retry routing",
+    "policy": "affinity balance limits outcome retry routing rule_index",
     "dataplane": "attempt authentication backend binding connection context course deadlines dialogue identity listener opening "
     "pool relay replay reporting router runtime scoreboard search session tls transaction waiting",
     "controlplane": "verdict",
