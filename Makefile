@@ -11,7 +11,7 @@ REQUIRES := pyproject.toml scripts/venv
 ALONE := (mta or measured)
 TOGETHER := -n auto --dist worksteal
 
-.PHONY: help demo test lint types unit fuzz soak bench format mtas clean
+.PHONY: help demo test compiled lint types unit fuzz soak bench format mtas clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -25,6 +25,11 @@ test: $(DEV) mtas lint types  ## everything: environment, mail servers (as root 
 	$(PYTEST) $(TOGETHER) --hypothesis-profile=ci -m "not $(ALONE) and not slow"
 	$(PYTEST) --hypothesis-profile=ci -m "$(ALONE) and not slow"
 
+compiled: $(DEV)  ## build the way of a message as C extensions (needs gcc and Python headers) and test them
+	scripts/compiled build
+	scripts/compiled test $(TOGETHER) --hypothesis-profile=dev tests/smtp tests/policy tests/dataplane tests/protocol tests/failover \
+		-m "not $(ALONE) and not slow"
+
 unit: $(DEV)  ## the tests that need no real mail server, with fewer examples: a minute
 	$(PYTEST) $(TOGETHER) --hypothesis-profile=dev -m "not $(ALONE) and not slow"
 
@@ -34,7 +39,8 @@ fuzz: $(DEV)  ## laws and campaigns with 50 times the examples and seeds, drawn 
 soak: $(DEV) mtas  ## the long forms of tests with real mail servers
 	$(PYTEST) -m slow
 
-bench: $(DEV) mtas  ## messages/s, CPU and memory beside HAProxy; needs a quiet machine
+bench: $(DEV) mtas  ## smtplb beside HAProxy, nginx, Haraka and nothing: half an hour on a quiet machine
+	@scripts/peers
 	$(PY) -m bench
 
 lint: $(DEV)  ## ruff: rules and format

@@ -46,11 +46,13 @@ class LazyGroup(click.Group):
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
+    from smtplb.smtp.scan import COMPILED
+
     try:
         version = metadata.version("smtplb")
     except metadata.PackageNotFoundError:
         version = "(not installed)"
-    click.echo(f"smtplb {version}")
+    click.echo(f"smtplb {version}, {'compiled' if COMPILED else 'pure Python'}")
     context.exit()
 
 

@@ -1,7 +1,7 @@
 """Passive health: from what workers tell of answers and blame to backends taken out and let in again.
 
-Owns one Ejection per pool and the alarms for their ends. Does not own backend state (registry.py), nor the rules
-(policy/ejection.py).
+Owns one Ejection and one BlackHoles per pool and the alarms for their ends. Does not own backend state (registry.py), nor the rules
+(policy/ejection.py, policy/black_hole.py).
 Invariant: what the registry holds as ejected is what the pools' Ejections hold.
 """
 
@@ -12,10 +12,11 @@ from ipaddress import ip_address
 
 from smtplb.controlplane.alarm import Alarm
 from smtplb.dataplane.deadlines import Deadlines
-from smtplb.messages import BackendKey, BackendsAnswered
-from smtplb.observe.events import BackendBlamed
+from smtplb.messages import BackendKey, BackendsAnswered, Observed
+from smtplb.observe.events import BackendBlamed, Event, Notice
+from smtplb.policy.black_hole import BlackHoles
 from smtplb.policy.ejection import Ejection
-from smtplb.policy.limits import ClientKey, network_key
+from smtplb.policy.limits import ClientKey, client_key, network_key
 from smtplb.settings import TrafficSettings
 
 
@@ -28,15 +29,21 @@ class Ejector:
         *,
         deadlines: Deadlines,
         set_ejected: Callable[[BackendKey, float | None, str], None],
+        emit: Callable[[Event], None],
     ) -> None:
         self._deadlines = deadlines
         self._set_ejected = set_ejected
+        self._emit = emit
         now = deadlines.clock()
         self._pools = {
             pool.name: Ejection(pool.eject, [backend.name for backend in pool.backends], now)
             for pool in traffic.pools
             if pool.eject is not None
         }
+        self._black_holes = {
+            pool.name: BlackHoles([backend.name for backend in pool.backends], now) for pool in traffic.pools
+        }
+        self._refusals = {pool.name for pool in traffic.pools if pool.eject and pool.eject.refusals}
         self._alarm = Alarm(deadlines, self._time_is_over)
 
     def answered(self, message: BackendsAnswered) -> None:
@@ -44,6 +51,29 @@ class Ejector:
         for (pool, backend), count in message.counts.items():
             if pool in self._pools:
                 self._pools[pool].succeeded(backend, now, count)
+        for key, seen in message.observed.items():
+            self._observed(key, seen, now)
+        for pool in {pool for pool, _ in message.observed}:
+            self._tell_black_holes(pool, now)
+
+    def _observed(self, key: BackendKey, seen: Observed, now: float) -> None:
+        pool, backend = key
+        ejection = self._pools.get(pool)
+        if ejection is not None and (seen.quick or seen.slow):
+            reason = ejection.finals(backend, seen.quick, [_network(client) for client in seen.slow], now)
+            if reason is not None:
+                self._take_out(key, reason, now)
+        clients = {_client(client) for client in seen.refused_clients}
+        self._black_holes[pool].answered(backend, seen.taken, seen.refused, clients, now)
+
+    def _tell_black_holes(self, pool: str, now: float) -> None:
+        holes = self._black_holes[pool]
+        for backend, words in holes.found().items():
+            fields: dict[str, str | int | float] = {"pool": pool, "backend": backend}
+            self._emit(Notice("warning", "black-hole", f"{pool}/{backend}: {words}", fields))
+            if pool in self._refusals and self._pools[pool].refuses(backend, now):
+                holes.start_over(backend)
+                self._take_out((pool, backend), words, now)
 
     def blamed(self, event: BackendBlamed) -> None:
         ejection = self._pools.get(event.pool)
@@ -51,10 +81,14 @@ class Ejector:
             return
         now = self._deadlines.clock()
         reason = ejection.blamed(event.backend, _network(event.client), now)
-        until_s = ejection.until_s(event.backend)
-        if reason is not None and until_s is not None:
-            self._set_ejected((event.pool, event.backend), until_s - now, f"{reason}, last: {event.reason}")
-            self._arm()
+        if reason is not None:
+            self._take_out((event.pool, event.backend), f"{reason}, last: {event.reason}", now)
+
+    def _take_out(self, key: BackendKey, reason: str, now: float) -> None:
+        until_s = self._pools[key[0]].until_s(key[1])
+        assert until_s is not None
+        self._set_ejected(key, until_s - now, reason)
+        self._arm()
 
     def close(self) -> None:
         self._alarm.off()
@@ -70,6 +104,13 @@ class Ejector:
         times = [ejection.next_due_s for ejection in self._pools.values() if ejection.next_due_s is not None]
         if times:
             self._alarm.set(min(times))
+
+
+def _client(client: str) -> ClientKey | None:
+    try:
+        return client_key(ip_address(client))
+    except ValueError:
+        return None
 
 
 def _network(client: str) -> ClientKey | None:

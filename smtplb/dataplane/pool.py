@@ -31,6 +31,7 @@ class Pool:
         "limited",
         "retries",
         "settings",
+        "warmings",
     )
 
     def __init__(
@@ -45,6 +46,7 @@ class Pool:
         self.backends: dict[str, Backend] = {
             b.name: Backend(runtime, b, settings, scoreboard) for b in settings.backends
         }
+        self.warmings = [b.warming for b in self.backends.values() if b.warming is not None]
         self.limited = any(b.max_connections is not None for b in settings.backends)
         if self.limited:
             for backend in self.backends.values():

@@ -21,6 +21,7 @@ from smtplb.policy.affinity import Affinity
 from smtplb.policy.balance import Weighted
 from smtplb.policy.outcome import Reason
 from smtplb.policy.routing import Facts, holds
+from smtplb.policy.rule_index import RuleIndex
 from smtplb.settings import Condition, RefuseReply, RouteSettings
 from smtplb.smtp.address import is_postmaster
 
@@ -143,7 +144,7 @@ class Target:
 class Route:
     """Ordered rules; the first that holds decides."""
 
-    __slots__ = ("_last", "_rules", "targets")
+    __slots__ = ("_index", "_last", "_rules", "targets")
 
     def __init__(self, settings: RouteSettings, targets: dict[str, Target]) -> None:
         self._rules: list[tuple[Condition | None, Target | RefuseReply]] = []
@@ -156,13 +157,15 @@ class Route:
                     self.targets.append(target)
             elif rule.refuse is not None:
                 self._rules.append((rule.when, rule.refuse))
+        self._index = RuleIndex([when for when, _ in self._rules])
         # RCPT TO:<postmaster> has no domain to go by: the last `to` takes it.
         self._last = next(where for _, where in reversed(self._rules) if isinstance(where, Target))
 
     def decide(self, facts: Facts) -> Target | RefuseReply:
         if is_postmaster(facts.recipient):
             return self._last
-        for when, where in self._rules:
+        for number in self._index.candidates(facts.recipient):
+            when, where = self._rules[number]
             if when is None or holds(when, facts):
                 return where
         return self._last  # config sees to it that the last rule has no `when`
@@ -243,6 +246,16 @@ class Router:
     def in_use(self) -> int:
         """Attempts of this worker that are under way at any backend."""
         return sum(backend.in_use for pool in self.pools.values() for backend in pool.backends.values())
+
+    @property
+    def backends(self) -> list[Backend]:
+        return [backend for pool in self.pools.values() for backend in pool.backends.values()]
+
+    def keep_warm(self, now: float) -> None:
+        """Open connections ahead of need, where that is configured."""
+        for pool in self.pools.values():
+            for warming in pool.warmings:
+                warming.top_up(now)
 
     def retire_idle(self) -> None:
         for pool in self.pools.values():

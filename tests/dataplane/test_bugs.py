@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from smtplb.dataplane import session
 from smtplb.dataplane.attempt import Attempt
 from smtplb.dataplane.course import Course
 from smtplb.dataplane.dialogue import Dialogue
@@ -28,6 +29,10 @@ FROM_THE_BACKENDS_SIDE = [
     (Attempt, "reply_received"),
     (Transaction, "final_answered"),
 ]
+
+pytestmark = pytest.mark.skipif(
+    not session.__file__.endswith(".py"), reason="compiled classes cannot be patched"
+)
 
 
 def raises_once(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, *, at: int = 0) -> None:

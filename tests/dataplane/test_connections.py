@@ -65,6 +65,23 @@ def test_mailmax_of_a_backend_is_obeyed() -> None:
     stage.finish()
 
 
+@pytest.mark.parametrize(
+    ("limits", "connections"), [("MAILMAX=2", 3), ("RCPTMAX=9 MAILMAX=5", 1), ("RCPTMAX=1", 1)]
+)
+def test_no_more_mail_in_a_session_than_the_backend_announces(limits: str, connections: int) -> None:
+    """RFC 9422: the next one would hear an error for what nobody did wrong."""
+    stage = FakeStage()
+    mta = stage.mtas["A"]
+    mta.offers = (*OFFERS, f"LIMITS {limits}")
+    client = stage.client().hello()
+    for _ in range(5):
+        assert client.message()[-1].startswith("250")
+    assert stage.sites["A"].count == connections
+    assert all(session.ended in ("", "closed") for session in mta.sessions)
+    assert stage.record.failures == []
+    stage.finish()
+
+
 @pytest.mark.parametrize("offers", [OFFERS, OFFERS[1:], None], ids=["pipelining", "plain", "helo"])
 def test_connection_is_retired_after_five_rsets_without_a_message(offers: tuple[str, ...] | None) -> None:
     """Servers count commands that bring no mail, end sessions for them, or begin to sleep: that is not to meet the next client."""

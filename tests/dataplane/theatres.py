@@ -22,6 +22,7 @@ from tests.dataplane.script import Script
 from tests.dataplane.setup import Setup
 
 T = TypeVar("T")
+LOOK_EVERY_S = 0.05
 PATIENCE_S = 60.0  # only a failure takes as long
 
 
@@ -199,10 +200,10 @@ class SocketTheatre:
             left = deadline - self._loop.time()
             if left <= 0:
                 return None
-            try:
-                await asyncio.wait_for(self._told.wait(), left)
+            try:  # what comes about without a word (a connection that nobody speaks on) is looked for, too
+                await asyncio.wait_for(self._told.wait(), min(left, LOOK_EVERY_S))
             except TimeoutError:
-                return ready()
+                continue
         return answer
 
     async def connects(self, name: str, how: str) -> None:
