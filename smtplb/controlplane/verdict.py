@@ -23,7 +23,7 @@ from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel, IdentityMo
 from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Reply
 
-MAX_TEXT = 200  # characters of a result's text; a reply line may have 4096 octets
+MAX_TEXT = 200  # characters of a result's text; a reply line may have 12,294 octets
 
 # How far a backend must have come when a connection fails, for the level to pass all the same.
 _PASSED_IF_FAILED_IN: dict[CheckLevel, tuple[Phase, ...]] = {

@@ -377,6 +377,7 @@ class Attempt:
         self.connection = None
         # RFC 3030 4.2: after a refused chunk whose successors are still to be answered, RSET is due.
         connection.transaction_open = not connection.fifo_empty
+        connection.resets = 0
         if closing:
             self.backend.retire(connection)
         else:

@@ -20,8 +20,12 @@ from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendS
 from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
+from smtplb.smtp.extensions import offered_size
 
 REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
+RESETS_WITHOUT_A_MESSAGE = (
+    5  # servers count commands without mail (Exim smtp_accept_max_nonmail 10, Postfix junk)
+)
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
@@ -141,8 +145,7 @@ class Backend:
             return False
         if needs and not all(need in offers for need in needs):
             return True
-        limit = offers.get(b"SIZE", b"")
-        return bool(size_bytes and limit.isdigit() and 0 < int(limit) < size_bytes)
+        return bool(size_bytes and 0 < offered_size(offers) < size_bytes)
 
     @property
     def connections(self) -> int:
@@ -392,6 +395,7 @@ class Backend:
             (mail_max is not None and connection.transactions >= mail_max)
             or connection.transactions >= limits.max_transactions
             or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
+            or connection.resets >= RESETS_WITHOUT_A_MESSAGE
             or self._runtime.deadlines.clock() - connection.born_s >= limits.max_age_s
             or self.standing.state in (BackendState.DRAIN, BackendState.MAINT)
         )

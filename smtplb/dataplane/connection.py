@@ -138,6 +138,7 @@ class Connection:
         "holder",
         "owner",
         "replies",
+        "resets",
         "rested",
         "settings",
         "state",
@@ -188,6 +189,7 @@ class Connection:
         self.transactions = 0  # leases so far, the present one included
         self.errors = 0  # 4xx and 5xx replies
         self.rested = False  # it was IDLE or BOUND for a time, and may have grown stale in it
+        self.resets = 0  # RSETs since the last message
         # for a lease
         self.holder: Holder | None = None
         self.replies = 0  # replies in this lease
@@ -368,6 +370,7 @@ class Connection:
             return  # connection_lost is on its way
         if self.transaction_open:
             self.transaction_open = False
+            self.resets += 1
             self._command(_Own.RSET, b"RSET\r\n")
         self._enter(Phase.RSET, RSET_TIMEOUT_S)
 

@@ -123,6 +123,7 @@ class Dialogue:
         "_told_helo",
         "_without_mail",
         "authenticated",
+        "data_asked",
         "front_unproven",
         "helo",
         "transaction",
@@ -141,6 +142,7 @@ class Dialogue:
         self.front_unproven = False  # PROXY LOCAL or UNKNOWN: whose mail is it?
         self.transaction: Transaction | None = None
         self.transactions = 0
+        self.data_asked = False  # the last line was DATA, and no content followed it yet
         self._without_mail = 0  # commands since the last message
         self._auth: Authentication | None = None
         self._may_auth = context.settings.auth is AuthMode.RELAY
@@ -184,6 +186,7 @@ class Dialogue:
             return
         token, argument = split_line(line)
         verb = VERBS.get(token)
+        self.data_asked = verb is Verb.DATA
         if verb is None:
             self._unknown(token)
         elif verb is Verb.BDAT:  # its octets follow, whatever is to be said about it
@@ -219,6 +222,7 @@ class Dialogue:
 
     def body(self, data: bytes) -> bytes:
         """Message content; what is behind it is given back."""
+        self.data_asked = False
         if self._chunk_left:
             return self._chunk(data)
         transaction = self.transaction

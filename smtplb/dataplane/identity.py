@@ -138,9 +138,9 @@ class Identity:
 
     def take_proxy(self, header: ProxyHeader) -> None:
         """What a trusted front's PROXY header says; LOCAL and UNKNOWN say nothing."""
-        self.client, self.client_port = header.source, header.source_port
+        self.client, self.client_port = _plain(header.source), header.source_port
         if header.destination is not None:
-            self.local, self.local_port = header.destination, header.destination_port
+            self.local, self.local_port = _plain(header.destination), header.destination_port
 
     @staticmethod
     def of_own(session_id: str, source: tuple[str, int], destination: tuple[str, int]) -> Identity:
@@ -157,7 +157,13 @@ def _address(value: bytes) -> ClientAddress | None:
     text = value.decode("ascii")
     if "%" in text:  # a scope means nothing to anybody else, and ipaddress takes any characters for one
         raise ValueError(text)
-    return ip_address(text[5:] if text[:5].upper() == "IPV6:" else text)
+    return _plain(ip_address(text[5:] if text[:5].upper() == "IPV6:" else text))
+
+
+def _plain(address: ClientAddress | None) -> ClientAddress | None:
+    """An IPv4 address is told, logged and compared as one, also where a front writes it as IPv4-mapped IPv6."""
+    mapped = address.ipv4_mapped if address is not None and address.version == 6 else None
+    return mapped if mapped is not None else address
 
 
 def _known(value: bytes) -> bytes:

@@ -232,21 +232,19 @@ class Opening:
     def _identity_settled(self) -> bool:
         """True if nothing is left to do; else the next step was taken."""
         mode = self._settings.identity
-        if mode is IdentityMode.XFORWARD and b"XFORWARD" not in self.capabilities:
-            self._line.not_opened(Reason.IDENTITY, b"does not offer XFORWARD", None)
-            return False
-        if mode is not IdentityMode.XCLIENT or self._xclient_done:
+        if mode not in (IdentityMode.XCLIENT, IdentityMode.XFORWARD) or self._xclient_done:
             return True
-        offered = self.capabilities.keywords.get(b"XCLIENT")
+        verb = mode.value.upper().encode("ascii")
+        offered = self.capabilities.keywords.get(verb)
         if offered is None:
-            self._line.not_opened(Reason.IDENTITY, b"does not offer XCLIENT", None)
+            self._line.not_opened(Reason.IDENTITY, b"does not offer " + verb, None)
             return False
         names = frozenset(offered.upper().split()) & XCLIENT_NAMES
         if b"ADDR" not in names:
-            self._line.not_opened(Reason.IDENTITY, b"XCLIENT without ADDR", None)
+            self._line.not_opened(Reason.IDENTITY, verb + b" without ADDR", None)
             return False
-        if self._identity is None:
-            return True
+        if self._identity is None or mode is IdentityMode.XFORWARD:
+            return True  # a check speaks for nobody; XFORWARD goes before each MAIL
         self._xclient = build_commands(b"XCLIENT", self._identity.xclient(), names)
         self.identity_sent = True
         self._send_xclient()

@@ -106,7 +106,9 @@ class Relay:
         if not self._pending_trace or not (piece or last):
             return piece
         line, self._pending_trace = self._pending_trace, b""
-        if piece[:1] in (b" ", b"\t"):
+        # Behind DATA a dot in front is taken away by the backend; a lone one is the end, or held until its next octet is there.
+        first = piece[1:2] if piece.startswith(b".") and not self.chunked else piece[:1]
+        if first in (b" ", b"\t"):
             line += b"\r\n"
         self._trace_bytes = len(line)
         return line + piece

@@ -81,7 +81,7 @@ class Session:
         "_out",
         "_peer",
         "_reading_paused",
-        "_skipping_line",
+        "_skipped",
         "_slots",
         "_stage",
         "_started_s",
@@ -106,7 +106,9 @@ class Session:
         self._transport: asyncio.Transport | TlsStream | None = None
         self._stage = Stage.OPEN
         self._tls_due = False  # 220 to STARTTLS is about to be written
-        self._peer: ClientAddress | None = None  # who connected: the client, or a front that speaks for it
+        self._peer: ClientAddress | None = (
+            None  # who speaks: the client, or a front that tells whose mail it is
+        )
         self.client: ClientAddress | None = None
         self.client_text = ""
         self._named = False  # a front said who the client is
@@ -120,7 +122,7 @@ class Session:
         # of input and output
         self._held = b""
         self._goes_on = False  # more of what is held may be looked at, in the next turn
-        self._skipping_line = False
+        self._skipped = b""  # how the line began that is too long, while the rest of it is awaited
         self._slots: list[ReplySlot] | None = None
         self._barrier = False  # a slot is due behind which nothing is read
         self._out: list[bytes] = []
@@ -211,8 +213,12 @@ class Session:
             identity.take_proxy(header)
             self._dialogue.front_unproven = header.source is None
             self._named = header.source is not None
-            self.client = header.source
-            self.client_text = str(header.source) if header.source is not None else self.client_text
+            if header.source is not None:
+                self._peer = (
+                    header.source
+                )  # what follows are its words: the front's right to XCLIENT is not its own
+            self.client = identity.client
+            self.client_text = str(identity.client) if identity.client is not None else self.client_text
             self._stage = Stage.OPEN
             self._client_known(data[header.size_bytes :])
 
@@ -426,10 +432,14 @@ class Session:
                 data, at = dialogue.body(data[at:] if at else data), 0
                 read = True
                 continue
+            if dialogue.data_asked:
+                # Refused, and the client did not wait for it: what it takes for content would be commands (RFC 2920 3.1).
+                self.close_with(Refusal.OUT_OF_TURN)
+                return
             end = data.find(b"\n", at)
             if end < 0:
                 if len(data) - at >= dialogue.max_line_bytes:
-                    self._skipping_line = True
+                    self._skipped = self._skipped or data[at : at + 8]
                     at = len(data)
                 break
             if self._slots and not (len(self._slots) < MAX_SLOTS and data[at : at + 4].upper() == b"RCPT"):
@@ -451,9 +461,9 @@ class Session:
             self._set_reading()
 
     def _line(self, line: bytes) -> None:
-        if self._skipping_line or len(line) >= self._dialogue.max_line_bytes:
-            self._skipping_line = False
-            self._dialogue.unreadable(line, Refusal.LINE_TOO_LONG)
+        if self._skipped or len(line) >= self._dialogue.max_line_bytes:
+            began, self._skipped = self._skipped or line, b""
+            self._dialogue.unreadable(began, Refusal.LINE_TOO_LONG)
         elif line.endswith(b"\r"):
             self._dialogue.line(line[:-1])
         elif self._context.rejects_bare_newline:
@@ -541,6 +551,9 @@ class Session:
         transport = self._transport
         assert transport is not None
         self._dialogue.flush()
+        if not self._slots and not self._held:
+            # The client hears the answer: what it says from now on it says knowing it.
+            self._dialogue.data_asked = False
         out = self._out
         if out:
             transport.write(out[0] if len(out) == 1 else b"".join(out))

@@ -45,6 +45,7 @@ class Refusal(Enum):
     CHUNK_UNREADABLE = (501, "5.4", "Malformed BDAT", "syntax")
     XCLIENT_DENIED = (550, "7.0", "XCLIENT not allowed", "denied")
     EARLY_TALKER = (554, "5.0", "Protocol error: spoke before the greeting", "early-talker")
+    OUT_OF_TURN = (554, "5.0", "Protocol error: spoke before the answer to DATA", "early-talker")
     TOO_FAST = (421, "7.0", "Too many connections from your address, try again later", "rate")
     TOO_MANY_FROM_CLIENT = (
         421,

@@ -8,6 +8,7 @@ verbatim, in brackets.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 MAX_PATH_BYTES = (
     512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
@@ -56,11 +57,30 @@ def _is_clean_utf8(path: bytes) -> bool:
 
 
 def domain_of(path: bytes) -> bytes:
-    """The final domain in lower case, without a trailing dot; b"" if there is none. `path` has passed parse_path."""
+    """The final domain in lower case, without a trailing dot; b"" if there is none. `path` has passed parse_path.
+
+    One beyond ASCII is given as it stands in the DNS (RFC 6531 3.2: both forms name the same), if there is but one such form.
+    """
     _, at, domain = path.rpartition(b"@")
     if not at or b'"' in domain:  # an @ inside a quoted local part without a domain
         return b""
-    return domain.lower().removesuffix(b".")
+    domain = domain.lower().removesuffix(b".")
+    return domain if domain.isascii() else _in_the_dns(domain)
+
+
+@lru_cache(maxsize=256)  # each condition of a route asks again
+def _in_the_dns(domain: bytes) -> bytes:
+    """The xn-- form, or the domain as it is where that form reads back as something else: what is mapped (letters in circles,
+    a full stop of another script) one system takes for our domain and the next for another."""
+    try:
+        text = domain.decode("utf-8").lower()
+        # RFC 1035 2.3.4. Beforehand: the time that encoding takes grows with the square of a label.
+        if len(text) > 253 or max(map(len, text.split("."))) > 63:
+            return domain
+        form = text.encode("idna")
+        return form if form.decode("idna") == text else domain
+    except UnicodeError:
+        return domain
 
 
 def is_postmaster(path: bytes) -> bool:

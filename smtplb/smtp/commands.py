@@ -54,7 +54,7 @@ def split_line(line: bytes) -> tuple[bytes, bytes]:
     """(verb in upper case, argument without surrounding blanks)."""
     head, _, rest = line.partition(b" ")
     if b"\t" in head:
-        head, _, rest = line.replace(b"\t", b" ").partition(b" ")
+        head, _, rest = line.partition(b"\t")  # it comes before any blank
     return head.upper(), rest.strip(b" \t")
 
 

@@ -84,12 +84,17 @@ def common_mechanisms(backends: list[dict[bytes, bytes] | None]) -> list[bytes]:
     ]
 
 
+def offered_size(offers: dict[bytes, bytes]) -> int:
+    """SIZE of an EHLO reply; 0 for no limit, an unknown one (RFC 1870 3), and what is no number."""
+    text = offers.get(b"SIZE", b"")
+    return int(text) if _DIGITS.match(text) else 0
+
+
 def size_limit(backends: list[dict[bytes, bytes] | None]) -> int | None:
     """The largest SIZE of all; None if one has no fixed limit or was never seen."""
     largest = 0
     for offers in backends:
-        text = (offers or {}).get(b"SIZE", b"")
-        value = int(text) if _DIGITS.match(text) else 0
+        value = offered_size(offers or {})
         if value == 0:
             return None
         largest = max(largest, value)
@@ -114,9 +119,7 @@ class Capabilities:
         self.mail_max = (
             int(found_max[1]) if found_max is not None else None
         )  # transactions in a session, RFC 9422
-        limit = keywords.get(b"SIZE", b"")
-        # RFC 1870 3: SIZE 0 is no fixed limit, SIZE alone unknown.
-        self.size_limit_bytes = int(limit) or None if _DIGITS.match(limit) else None
+        self.size_limit_bytes = offered_size(keywords) or None
 
     def __contains__(self, keyword: bytes) -> bool:
         return keyword in self.keywords

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 
-MAX_REPLY_LINE_BYTES = (
-    4096  # incl. CRLF. RFC 5321 4.5.3.1.5: 512; Exim and Exchange exceed it; Postfix line_length_limit 2048
-)
+# Incl. CRLF. RFC 5321 4.5.3.1.5: 512; Exim and Exchange exceed it; RFC 4954 4: a challenge behind "334 " has up to 12288.
+MAX_REPLY_LINE_BYTES = 12288 + 6
 MAX_REPLY_BYTES = 65536  # all lines of one reply
 
 # RFC 5321 4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF

@@ -88,6 +88,8 @@ class MtaSession:
         self._chunk: tuple[int, bool] | None = None  # octets of a BDAT that are on their way, LAST
         self._chunks = b""
         self._greeted = False
+        self.mails = 0  # MAIL commands that were taken
+        self.resets = 0
         self._sender: str | None = None
         self._recipients: list[str] = []
 
@@ -157,6 +159,7 @@ class MtaSession:
         sender = _path(line)
 
         def accept() -> None:
+            self.mails += 1
             self._sender = sender
             self._recipients = []
             self._chunks = b""
@@ -190,6 +193,7 @@ class MtaSession:
         self._verdict("data", "354 go on", accept)
 
     def _on_rset(self, line: str) -> None:
+        self.resets += 1
         self._sender = None
         self._recipients = []
         self._answer("rset", "250 2.0.0 reset")

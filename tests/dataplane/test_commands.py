@@ -10,8 +10,10 @@ from itertools import product
 
 import pytest
 
+from smtplb.dataplane.session import MAX_REPLIES_A_TURN
 from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import Client, FakeStage
+from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup
 
 RCPT = "250 2.1.5 r@b.test ok at A"
@@ -106,6 +108,9 @@ EXPECTED = {
 } | {verb: dict.fromkeys(STATES, reply) for verb, reply in ANYWHERE.items()}  # fmt: skip
 
 
+OUT_OF_TURN = "554 5.5.0 Protocol error: spoke before the answer to DATA"
+
+
 def stage_with_client(state: str) -> tuple[FakeStage, Client]:
     stage = FakeStage()
     stage.mtas["A"].verdicts["unknown@b.test"] = "550 5.1.1 unknown"
@@ -157,13 +162,19 @@ def test_command_in_state(state: str, verb: str) -> None:
 def test_two_commands_in_one_segment_are_answered_as_one_by_one(state: str, first: str, second: str) -> None:
     """Pipelining changes nothing (RFC 2920 3.1), whatever the client may lawfully pipeline or not.
 
-    But for what comes behind DATA: it is content if 354 was said.
+    But for what comes behind DATA: it is content if 354 was said, and the end of the session if not.
     """
     stage, client = stage_with_client(state)
     together = client.ask(LINES[first], LINES[second])
     other_stage, other = stage_with_client(state)
     one_by_one = other.ask(LINES[first])
-    if not other.ended and not (first == "DATA" and one_by_one[-1].startswith("354")):
+    if first == "DATA" and not one_by_one[-1].startswith("354"):
+        assert together == [*one_by_one, OUT_OF_TURN]
+        assert client.ended == "closed"
+        stage.finish()
+        other_stage.finish()
+        return
+    if not other.ended and first != "DATA":
         one_by_one += other.ask(LINES[second])
     assert together == one_by_one
     assert stage.mtas["A"].commands == other_stage.mtas["A"].commands
@@ -264,6 +275,51 @@ def test_long_line(length: int, how: str) -> None:
             client.send(line[at : at + 1000])
         assert client.take_all() == [expected]
     in_step(stage, client)
+    stage.finish()
+
+
+@pytest.mark.parametrize("how", ["refused by us", "refused by the backend", "no recipient", "said wrongly"])
+def test_content_behind_data_that_was_refused_is_never_read_as_commands(how: str) -> None:
+    """A client that does not wait for 354, and a message whose author knows that (RFC 2920 3.1)."""
+    stage = FakeStage(Setup(received="never"))
+    stage.mtas["A"].verdicts["unknown@b.test"] = "550 5.1.1 unknown"
+    if how == "refused by the backend":
+        stage.mtas["A"].faults.append(Fault("data", "451 4.7.1 later"))
+    client = stage.client().hello()
+    envelope = {
+        "refused by us": "MAIL FROM:<>\r\n",
+        "no recipient": "MAIL FROM:<>\r\nRCPT TO:<unknown@b.test>\r\n",
+    }.get(how, "MAIL FROM:<>\r\nRCPT TO:<r@b.test>\r\n")
+    data = "DATA x\r\n" if how == "said wrongly" else "DATA\r\n"
+    content = "RSET\r\nMAIL FROM:<forged@a.test>\r\nRCPT TO:<victim@b.test>\r\nDATA\r\nforged\r\n.\r\n"
+    client.send(envelope + data + content)
+    replies = client.take_all()
+    assert replies[-1] == OUT_OF_TURN
+    assert replies[-2][0] in "45"
+    assert client.ended == "closed"
+    assert stage.taken() == {"A": 0}
+    assert not any("forged" in line for line in stage.mtas["A"].commands)
+    stage.finish()
+
+
+@pytest.mark.parametrize("before", range(MAX_REPLIES_A_TURN - 3, MAX_REPLIES_A_TURN + 2))
+def test_nor_in_the_next_turn(before: int) -> None:
+    """Also where so much is answered in one turn that the rest of the input waits for the next."""
+    stage = FakeStage(Setup(limits={"errors": 10_000}))
+    client = stage.client().hello()
+    client.send("VRFY x\r\n" * before + "DATA\r\nMAIL FROM:<forged@a.test>\r\n")
+    assert client.take_all()[-2:] == ["503 5.5.1 Bad sequence of commands", OUT_OF_TURN]
+    stage.finish()
+
+
+def test_who_waits_for_the_answer_to_data_may_go_on() -> None:
+    stage, client = stage_with_client("refused")
+    assert client.one("DATA").startswith("554 5.5.1")
+    in_step(stage, client)
+    client.send(
+        "MAIL FROM:<>\r\nRCPT TO:<r@b.test>\r\nDATA\r\n.\r\nMAIL FROM:<>\r\nRCPT TO:<r@b.test>\r\nDATA\r\n.\r\nNOOP\r\n"
+    )
+    assert [reply[:3] for reply in client.take_all()] == ["250", "250", "354", "250"] * 2 + ["250"]
     stage.finish()
 
 

@@ -65,6 +65,41 @@ def test_no_more_mail_in_a_session_than_the_backend_announces(limits: str, conne
     stage.finish()
 
 
+def test_mailmax_of_a_backend_is_obeyed() -> None:
+    """RFC 9422 3.1: so many transactions in a session, and no more, whatever became of them."""
+    stage = FakeStage()
+    stage.mtas["A"].offers = (*OFFERS, "LIMITS MAILMAX=3 RCPTMAX=100")
+    client = stage.client().hello()
+    for _ in range(2):
+        assert client.message()[-1].startswith("250")
+    envelope(client)
+    client.ask("RSET")
+    for _ in range(3):
+        assert client.message()[-1].startswith("250")
+    mails = [session.mails for session in stage.mtas["A"].sessions]
+    assert mails == [3, 3]
+    assert stage.record.failures == []
+    stage.finish()
+
+
+@pytest.mark.parametrize("offers", [OFFERS, OFFERS[1:], None], ids=["pipelining", "plain", "helo"])
+def test_connection_is_retired_after_five_rsets_without_a_message(offers: tuple[str, ...] | None) -> None:
+    """Servers count commands that bring no mail, end sessions for them, or begin to sleep: that is not to meet the next client."""
+    stage = FakeStage()
+    stage.mtas["A"].offers = offers
+    client = stage.client().hello()
+    for given_up in (4, 4, 5, 5, 2):  # a message between starts the count anew
+        for _ in range(given_up):
+            envelope(client)
+            assert client.one("RSET") == "250 2.0.0 Ok"
+        assert client.message()[-1].startswith("250")
+    resets = [session.resets for session in stage.mtas["A"].sessions]
+    assert resets == [4 + 4 + 5, 5, 2]
+    assert [session.ended for session in stage.mtas["A"].sessions[:2]] == ["closed"] * 2
+    assert stage.mtas["A"].commands.count("QUIT") == 2
+    stage.finish()
+
+
 def test_idle_connection_expires_with_quit() -> None:
     stage = FakeStage(Setup(keep={"idle_timeout_s": 60.0}))
     client = stage.client().hello()

@@ -251,6 +251,45 @@ def test_mail_for_others_is_not_taken(recipient: bytes) -> None:
     assert not accepts(OURS, facts(recipient=recipient))
 
 
+IDN = (
+    Condition(
+        recipient_domain=Domains(exact=frozenset({"xn--bcher-kva.test"}), suffixes=frozenset({"ours.test"}))
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        "b\u00fccher.test",
+        "B\u00dcCHER.test",
+        "xn--bcher-kva.test",
+        "b\u00fccher.ours.test",
+        "b\u00fccher.test.",
+    ],
+)
+def test_a_domain_beyond_ascii_is_the_one_that_stands_in_the_dns(domain: str) -> None:
+    """RFC 6531 3.2."""
+    assert accepts(IDN, Facts(None, recipient=f"user@{domain}".encode()))
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        "bu\u0308cher.test",  # u and a combining diaeresis
+        "b\u00fccher\u3002test",  # a full stop that is none
+        "b\u00fc\uff43her.test",  # a wide c
+        "\u24d1\u00fccher.test",  # a b in a circle
+        "evil.test\u3002ours.test",
+        "\u24d4vil.ours\uff0etest",
+        "\u00fc" * 70 + "cher.test",  # no label of the DNS
+        "b\u00fccher.test\u00df",
+    ],
+)
+def test_one_that_only_some_would_take_for_ours_is_not_ours(domain: str) -> None:
+    assert not accepts(IDN, Facts(None, recipient=f"user@{domain}".encode()))
+
+
 def test_any_one_condition_is_enough() -> None:
     assert accepts((*OURS, *INSIDE), facts("10.1.2.3", recipient=b"a@evil.test"))
     assert accepts((*INSIDE, *OURS), facts("192.0.2.7", recipient=b"a@ours.test"))

@@ -203,6 +203,16 @@ async def test_a_line_may_have_12288_octets_and_no_more() -> None:
         assert (await client.ask(first)).startswith("235")
 
 
+async def test_a_challenge_may_be_as_long_as_a_response() -> None:
+    """RFC 4954 4: 12,288 octets in either direction (GSSAPI, NTLM)."""
+    a = submission()
+    long = "A" * 12288
+    a.answer = lambda session, line: f"334 {long}" if line.startswith("AUTH LOGIN") else None
+    async with auth_stage(a) as stage:
+        client = await stage.client()
+        assert await client.ask("AUTH LOGIN") == f"334 {long}"
+
+
 async def test_an_endless_line_ends_the_exchange() -> None:
     a = submission()
     async with auth_stage(a) as stage:

@@ -72,6 +72,7 @@ class FakeConnection:
         self.holder: Holder | None = None
         self.transactions = 0
         self.errors = 0
+        self.resets = 0
         self.born_s = deadlines.clock()
         self.capabilities = Capabilities()
         self.transaction_open = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from smtplb.dataplane import certificates
 from smtplb.dataplane.connection import HIGH_WATER_BYTES
 from smtplb.dataplane.tls import TlsStream
 from smtplb.settings import BackTlsMode, BackTlsSettings
@@ -198,6 +199,20 @@ async def test_verification_can_be_left_out_and_names_be_given(mode: BackTlsMode
     async with Stage(pool(a, tls=back(mode, server_name="elsewhere.test"))) as stage:
         assert (await (await stage.client()).message()).startswith("250")
     assert asked == ["elsewhere.test"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_without_a_ca_file_the_systems_authorities_count(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(certificates, "_client_contexts", {})
+    monkeypatch.setenv("SSL_CERT_FILE", certs.authority_file("good" if known else "bad"))
+    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
+    a = secure()
+    async with Stage(pool(a, tls=BackTlsSettings(REQUIRED))) as stage:
+        client = await stage.client()
+        assert (await client.message())[0] == ("2" if known else "4")
+        assert len(a.taken) == int(known)
 
 
 async def test_required_never_falls_back_where_it_is_not_offered() -> None:

@@ -271,6 +271,15 @@ async def test_a_declared_size_is_judged_before_the_message() -> None:
             assert (await client.ask(f"MAIL FROM:<s@a.test> SIZE={size}")).startswith("501")
 
 
+async def test_a_size_that_no_number_can_hold_is_no_limit() -> None:
+    """int() gives up on 4,300 digits; a reply line may have 12,288."""
+    a = Mta("a", "PIPELINING", "SIZE " + "9" * 5000)
+    async with Stage(pool(a)) as stage:
+        client = await stage.client()
+        assert (await client.keywords())["SIZE"] == "52428800"
+        assert (await client.message(mail="<s@a.test> SIZE=100")).startswith("250")
+
+
 async def test_a_message_larger_than_it_said_is_refused_at_its_end() -> None:
     a = Mta("a")
     limits: dict[str, Any] = {"message_size_bytes": 1000}

@@ -52,6 +52,28 @@ async def test_the_client_is_who_the_header_says(header: bytes, name: str) -> No
         assert stage.ends[0].client == name
 
 
+async def test_an_ipv4_client_is_one_however_its_front_writes_it() -> None:
+    """HAProxy with `bind :::25 v4v6` writes mapped addresses: a backend's lists and ours are about the plain ones."""
+    b = Mta("b", *OFFERS, proxy=True)
+    trusted: dict[str, Any] = {"proxy_protocol_from": LOOPBACK}
+    async with Stage(pool(b, identity=IdentityMode.PROXY_V1), listener=trusted) as stage:
+        client = await stage.connect()
+        client.send(b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:198.51.100.1 40000 25\r\n")
+        await client.greeted()
+        assert clients(stage) == ["192.0.2.7"]
+        assert (await client.message()).startswith("250")
+        assert stage.ends[0].client == "192.0.2.7"
+        assert b.sessions[0].segments[0] == V1
+    a = Mta("a", *OFFERS, XCLIENT_OFFER)
+    async with Stage(pool(a, identity=IdentityMode.XCLIENT), listener={"xclient_from": LOOPBACK}) as stage:
+        client = await stage.client("front.test")
+        assert (await client.ask("XCLIENT ADDR=IPV6:::ffff:192.0.2.7 PORT=40000")).startswith("220")
+        assert clients(stage) == ["192.0.2.7"]
+        await client.keywords()
+        assert (await client.message()).startswith("250")
+        assert any(line.startswith("XCLIENT ADDR=192.0.2.7 PORT=40000 ") for line in a.lines)
+
+
 @pytest.mark.parametrize("header", [V1, V2, *NOBODY.values()], ids=["v1", "v2", *NOBODY])
 async def test_a_header_may_come_in_any_two_pieces(header: bytes) -> None:
     async with proxied(Mta("a")) as stage:
@@ -181,6 +203,30 @@ async def test_only_a_trusted_front_may_say_xclient() -> None:
         assert (await client.ask("XCLIENT ADDR=192.0.2.7")).startswith("550 5.7.0")
         assert clients(stage) == ["127.0.0.1"]
         assert (await client.message()).startswith("250")
+
+
+async def test_a_client_behind_a_proxy_header_may_not_say_xclient_whoever_its_front_is() -> None:
+    """Such a front passes on whatever its client says: its trust does not extend to that."""
+    a = Mta("a")
+    async with proxied(a, xclient_from=LOOPBACK) as stage:
+        client = await stage.connect()
+        client.send(V1)
+        await client.greeted()
+        assert "XCLIENT" not in await client.keywords()
+        assert (await client.ask("XCLIENT ADDR=198.51.100.9")).startswith("550 5.7.0")
+        assert clients(stage) == ["192.0.2.7"]
+        assert (await client.message()).startswith("250")
+        assert stage.ends[0].client == "192.0.2.7"
+        own = await stage.connect()  # the front's own word
+        own.send(NOBODY["v2 LOCAL"])
+        await own.greeted()
+        assert (await own.ask("XCLIENT ADDR=198.51.100.9")).startswith("220")
+        assert sorted(clients(stage)) == ["192.0.2.7", "198.51.100.9"]
+    async with proxied(a, xclient_from=(*LOOPBACK, ip_network("192.0.2.0/24"))) as stage:
+        client = await stage.connect()
+        client.send(V1)
+        await client.greeted()
+        assert (await client.ask("XCLIENT ADDR=198.51.100.9")).startswith("220"), "it is trusted itself"
 
 
 async def test_xclient_starts_the_session_anew() -> None:

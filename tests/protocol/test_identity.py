@@ -149,6 +149,17 @@ async def test_a_backend_that_does_not_offer_it_gets_no_mail(mode: IdentityMode)
         assert not stage.blamed, "what a backend offers is its operator's doing"
 
 
+@pytest.mark.parametrize("mode", [IdentityMode.XCLIENT, IdentityMode.XFORWARD])
+@pytest.mark.parametrize("names", ["", " NAME HELO"])
+async def test_a_backend_that_cannot_be_told_the_address_gets_no_mail(mode: IdentityMode, names: str) -> None:
+    a, b = Mta("a", *OFFERS, mode.value.upper() + names), backend(mode, "b")
+    async with stage_of(mode, a, b) as stage:
+        client = await stage.client()
+        assert (await client.message()).startswith("250")
+        assert not any(line.startswith("MAIL") for line in a.lines)
+        assert stage.failures == ["a fault hello identity"]
+
+
 @pytest.mark.parametrize("reply", ["500 5.5.2 what", "501 5.5.4 bad", "503 no", "550 5.7.0 not you"])
 async def test_a_backend_that_refuses_xclient_gets_no_mail(reply: str) -> None:
     a = backend(IdentityMode.XCLIENT, says={"XCLIENT": reply})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from smtplb.settings import AuthMode, FrontTlsMode, FrontTlsSettings, IdentityMode, ReceivedMode
 from smtplb.smtp.chunks import ReceivedCounter
 from tests.protocol import certificates as certs
+from tests.protocol.client import settle
 from tests.protocol.mta import FULL, OFFERS, Mta
 from tests.protocol.stage import Stage, pool
 from tests.protocol.wire import until
@@ -104,6 +105,24 @@ async def test_a_body_that_begins_with_a_blank_does_not_continue_it(first: bytes
         content = a.taken[0].content
         line = line_of(content).encode()
         assert content == line + (b"\r\n" if first[:1] in b" \t" else b"") + body
+
+
+@pytest.mark.parametrize("sent", [b". folded\r\n", b".\tfolded\r\n", b".\0folded\r\n", b".\rfolded\r\n"])
+async def test_nor_does_one_that_hides_the_blank_behind_a_dot(sent: bytes) -> None:
+    """A backend takes the dot away (RFC 5321 4.5.2), and then the line begins with a blank."""
+    a = Mta("a", *FULL)
+    async with traced(a) as stage:
+        client = await stage.client()
+        await client.envelope()
+        client.send(b"DATA\r\n")
+        assert (await client.reply()).startswith("354")
+        for octet in sent + b".\r\n":
+            client.send(bytes([octet]))
+            await settle(2)
+        assert (await client.reply()).startswith("250")
+        content = a.taken[0].content
+        line = line_of(content).encode()
+        assert content[len(line) :].startswith((b"\r\n ", b"\r\n\t"))
 
 
 async def test_an_empty_message_gets_one_too() -> None:

@@ -96,6 +96,7 @@ def test_cve_2021_3618_a_browser_is_known_by_its_first_word(line: bytes) -> None
         (b"MAIL FROM:<a@b.test> SIZE=1", b"MAIL", b"FROM:<a@b.test> SIZE=1"),
         (b"MAIL FROM:<a@b.test>\tSIZE=1", b"MAIL", b"FROM:<a@b.test>\tSIZE=1"),
         (b"MAIL\tFROM:<a@b.test> SIZE=1", b"MAIL", b"FROM:<a@b.test> SIZE=1"),
+        (b'MAIL\tFROM:<"a\tb"@c.test>', b"MAIL", b'FROM:<"a\tb"@c.test>'),  # the argument is as it was sent
         (b"", b"", b""),
         (b" QUIT", b"", b"QUIT"),
         (b"QUIT\0", b"QUIT\0", b""),
