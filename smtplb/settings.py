@@ -202,6 +202,17 @@ class ListenerSettings:
     other_route: OtherRoute = OtherRoute.DEFER
     greeting_delay_s: float = 0.0
 
+    def met_like(self, other: ListenerSettings) -> bool:
+        """Sessions that began by these settings can go on by the others: nothing that is settled at their beginning differs."""
+        mine = (self.tls.mode, self.auth, self.auth_without_tls, self.proxy_protocol_from, self.xclient_from)
+        return mine == (
+            other.tls.mode,
+            other.auth,
+            other.auth_without_tls,
+            other.proxy_protocol_from,
+            other.xclient_from,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
@@ -275,6 +286,15 @@ class BackendSettings:
     @property
     def key(self) -> tuple[str, str]:
         return (self.pool, self.name)
+
+    def reached_like(self, other: BackendSettings) -> bool:
+        """Its connections, and what is known of its health, are good for the other settings, too."""
+        return (self.address, self.source, self.tls, self.identity) == (
+            other.address,
+            other.source,
+            other.tls,
+            other.identity,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,5 +424,6 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     workers: int = 1  # processes that carry mail; 1: this one does
+    user: str = ""  # who the process becomes once everything is bound; "": it stays who it is
     sha256: str = ""  # of the files it came from, hexadecimal; "" when it came from none
     source: str = ""  # the file, as it was named

@@ -56,6 +56,7 @@ class Backend:
         "_shared",
         "attempts",
         "budget",
+        "dismissed",
         "final_s",
         "key",
         "offers",
@@ -93,6 +94,7 @@ class Backend:
         self._leaving: set[Connection] = set()  # did not come up, and say QUIT
         self._seekers: deque[Seeker] = deque()
         self._clear_until_s = 0.0
+        self.dismissed = False  # a reload took it out: what is under way ends, and nothing is kept
         self.on_room: Callable[[], None] | None = None  # told when a further lease has become possible
         self.offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO, a check's or ours
         # counters, read when a report is asked for
@@ -243,6 +245,26 @@ class Backend:
         if standing.state in (BackendState.DRAIN, BackendState.MAINT):
             self.retire_idle()
 
+    def change(self, settings: BackendSettings, pool: PoolSettings) -> None:
+        """New settings by which it is reached as before: its connections stay."""
+        self.settings = settings
+        self.budget = pool.budget
+        self.per_session = pool.balance_per is BalancePer.SESSION
+        self._open_for_seekers()  # there may be more room now
+
+    def count_like(self, former: Backend) -> None:
+        """Go on with the counters of one of the same name, together with what is still under way there."""
+        self.attempts, self.replies, self.reuse = former.attempts, former.replies, former.reuse
+        self.final_s = former.final_s
+
+    def dismiss(self) -> None:
+        """It is no longer in the configuration, or is reached in another way. Authenticated connections end as well: a further
+        transaction would have nowhere to go."""
+        self.dismissed = True
+        self.on_room = None
+        for connection in [*self._idle, *self._bound]:
+            self.retire(connection)
+
     def retire_idle(self) -> None:
         for connection in [*self._idle, *self._bound]:
             if not _is_pinned(connection):
@@ -332,6 +354,8 @@ class Backend:
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
         limits = self.settings.connections
+        if self.dismissed:
+            return True
         if _is_pinned(connection):
             return False  # authenticated: it cannot be replaced
         mail_max = connection.capabilities.mail_max

@@ -90,6 +90,9 @@ class Channel(Client, Protocol):
     def identified(self, client: routing.ClientAddress | None, text: str) -> bool:
         """A trusted front said who the client is. False: it may not be here, and was told so."""
 
+    def take_up(self) -> bool:
+        """The settings of the latest reload. False: this session cannot go on with them, and was told so."""
+
     def takes_message(self) -> bool:
         """The client's rate of messages allows one more."""
 
@@ -144,6 +147,14 @@ class Dialogue:
             return True
         transaction = self.transaction
         return transaction is not None and not transaction.chunked and transaction.in_body
+
+    @property
+    def between_transactions(self) -> bool:
+        return self.transaction is None and self._auth is None and not self._chunk_left
+
+    def take_up(self, context: ListenerContext) -> None:
+        """After a reload, between transactions."""
+        self._context = context
 
     @property
     def answer_under_way(self) -> bool:
@@ -364,7 +375,7 @@ class Dialogue:
             channel.refuse(Refusal.AUTH_MECHANISM)
             return
         # Judged as it will be once it has succeeded: the session stays with the backend chosen now.
-        where = context.router.decide(context.settings.target, self._facts(b"", b"", 0, auth=True))
+        where = context.decide(self._facts(b"", b"", 0, auth=True))
         if isinstance(where, RefuseReply):
             channel.answer(_reply(where))
             return
@@ -389,6 +400,8 @@ class Dialogue:
     # -- MAIL and RCPT ------------------------------------------------------------------------------
 
     def _mail(self, argument: bytes) -> None:
+        if self._context.successor is not None and not self._channel.take_up():
+            return
         context, channel = self._context, self._channel
         offered = context.offered if channel.tls else context.offered - {b"REQUIRETLS"}
         parsed = parse_mail(argument, offered)
@@ -436,7 +449,7 @@ class Dialogue:
             if not routing.accepts(settings.accept, facts):
                 self._deny(transaction, path, Refusal.NOT_ACCEPTED)
                 return
-            where = context.router.decide(settings.target, facts)
+            where = context.decide(facts)
         else:
             where = context.targets[0]
         if isinstance(where, RefuseReply):

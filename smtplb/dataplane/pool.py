@@ -24,8 +24,10 @@ class Pool:
         "_first",
         "_last_resort",
         "_later",
+        "_on_room",
         "_retry_balancer",
         "_runtime",
+        "_scoreboard",
         "backends",
         "lease_wait_s",
         "limited",
@@ -41,14 +43,14 @@ class Pool:
         scoreboard: Scoreboard | None = None,
     ) -> None:
         self._runtime = runtime
+        self._on_room = on_room
+        self._scoreboard = scoreboard
         self.settings = settings
         self.backends: dict[str, Backend] = {
             b.name: Backend(runtime, b, settings, scoreboard) for b in settings.backends
         }
-        self.limited = any(b.max_connections is not None for b in settings.backends)
-        if self.limited:
-            for backend in self.backends.values():
-                backend.on_room = lambda: on_room(self)
+        self.limited = False
+        self._tell_of_room()
         self._balancer: Balancer[Backend] = balancer(settings.policy)
         # Retries take turns of their own: with those of first attempts, two backends of which one fails would see every
         # transaction begin at the bad one.
@@ -58,6 +60,33 @@ class Pool:
         self._last_resort: list[Backend] = []
         self.retries: dict[tuple[str, str], int] = {}
         self.lease_wait_s = Histogram()
+
+    def change(self, settings: PoolSettings) -> list[Backend]:
+        """New settings, by a reload. A backend that is reached as before stays; those that do not are given back, dismissed."""
+        before = self.backends
+        if settings.policy is not self.settings.policy:
+            self._balancer, self._retry_balancer = balancer(settings.policy), balancer(settings.policy)
+        self.settings = settings
+        self.backends = {}
+        for each in settings.backends:
+            backend = before.get(each.name)
+            if backend is not None and not backend.dismissed and backend.settings.reached_like(each):
+                backend.change(each, settings)
+            else:
+                backend = Backend(self._runtime, each, settings, self._scoreboard)
+            self.backends[each.name] = backend
+        gone = [
+            backend for backend in before.values() if self.backends.get(backend.settings.name) is not backend
+        ]
+        for backend in gone:
+            backend.dismiss()
+        self._tell_of_room()
+        return gone
+
+    def _tell_of_room(self) -> None:
+        self.limited = any(b.max_connections is not None for b in self.settings.backends)
+        for backend in self.backends.values():
+            backend.on_room = (lambda: self._on_room(self)) if self.limited else None
 
     def apply(self, standings: dict[BackendKey, BackendStanding]) -> None:
         """Take the standings of a new snapshot."""
@@ -118,7 +147,3 @@ class Pool:
         return PoolReport(
             pool=self.settings.name, retries=dict(self.retries), lease_wait=self.lease_wait_s.copy()
         )
-
-    def close(self) -> None:
-        for backend in self.backends.values():
-            backend.close()
