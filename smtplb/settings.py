@@ -98,13 +98,18 @@ class BalancePer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A stream address: TCP (`host` is a name or an IP address without brackets) or, with `path`, a unix socket."""
+    """A stream address: TCP (`host` is a name or an IP address without brackets) or, with `path`, a unix socket; or, with
+    `handed`, whatever sockets of that name systemd hands down (FileDescriptorName=).
+    """
 
     host: str = ""
     port: int = 0
     path: str | None = None
+    handed: str | None = None
 
     def __str__(self) -> str:
+        if self.handed is not None:
+            return f"systemd:{self.handed}"
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

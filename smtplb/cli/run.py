@@ -14,6 +14,7 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import click
@@ -24,6 +25,7 @@ from smtplb.cli.validate import DEFAULT_FILE, FILE_VARIABLE
 from smtplb.config.errors import ConfigErrors
 from smtplb.config.load import load
 from smtplb.controlplane.supervisor import BindError, CannotReload, NeedsRestart, Supervisor
+from smtplb.controlplane.systemd import Handed, Notifier, take_sockets
 from smtplb.observe.events import Event, Notice
 from smtplb.observe.logs import LibraryHandler, LogWriter
 from smtplb.settings import Settings
@@ -35,6 +37,14 @@ class StartError(Exception):
     """Says what could not be had; nothing was started."""
 
 
+@dataclass(frozen=True, slots=True)
+class Systemd:
+    """What it handed down, and how it hears of us."""
+
+    handed: Handed
+    notifier: Notifier
+
+
 class Balancer:
     """Control plane, data plane and admin HTTP of one configuration. To be made inside a running loop."""
 
@@ -43,9 +53,11 @@ class Balancer:
         settings: Settings,
         emit: Callable[[Event], None],
         read: Callable[[], Settings] | None = None,
+        systemd: Systemd | None = None,
     ) -> None:
         """`read`: reads the settings anew for a reload."""
-        self.supervisor = Supervisor(settings, emit=emit, read=read)
+        handed, notifier = (None, None) if systemd is None else (systemd.handed, systemd.notifier)
+        self.supervisor = Supervisor(settings, emit=emit, read=read, handed=handed, notifier=notifier)
         self.admin = AdminServer(self.supervisor, settings)
         self._stopping = False
 
@@ -104,6 +116,17 @@ class Hangups:
                 pass  # the supervisor has told
 
 
+async def _feed(notifier: Notifier, supervisor: Supervisor) -> None:
+    """The watchdog, for as long as the loop turns and every worker answers."""
+    while notifier.watchdog_s is not None:
+        try:
+            await supervisor.worker_report()
+            notifier.alive()
+        except TimeoutError:
+            pass  # systemd ends us, if it does not answer in time
+        await asyncio.sleep(notifier.watchdog_s / 3)
+
+
 async def serve(
     settings: Settings,
     emit: Callable[[Event], None],
@@ -111,12 +134,13 @@ async def serve(
     on_started: Callable[[Balancer], None] = lambda _: None,
     read: Callable[[], Settings] | None = None,
     reopen_log: Callable[[], None] = lambda: None,
+    systemd: Systemd | None = None,
 ) -> None:
     """Runs until SIGTERM or SIGINT, then drains; a second one stops at once. SIGHUP: the log is opened anew, and `read` reads
     the settings for a reload. StartError.
     """
     loop = asyncio.get_running_loop()
-    balancer = Balancer(settings, emit, read)
+    balancer = Balancer(settings, emit, read, systemd)
     hangups = Hangups(balancer, reopen_log, reloads=read is not None)
     signalled = asyncio.Event()
     stops: list[asyncio.Task[None]] = []
@@ -128,6 +152,7 @@ async def serve(
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, hangups.hang_up)
+    watchdog = None if systemd is None else loop.create_task(_feed(systemd.notifier, balancer.supervisor))
     try:
         await balancer.start()
         if not signalled.is_set():
@@ -138,6 +163,8 @@ async def serve(
         for task in stops:  # grows while we wait: the second signal's is at its end
             await task
     finally:
+        if watchdog is not None:
+            watchdog.cancel()
         for number in (*STOP_SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
@@ -161,21 +188,22 @@ def run(file: str) -> None:
     except OSError as error:
         raise SystemExit(_failed(f"log: {settings.log.destination}: {error.strerror}")) from None
     _raise_descriptor_limit()
+    systemd = Systemd(take_sockets(), Notifier())
     try:
-        uvloop.run(_run(settings, log, file))
+        uvloop.run(_run(settings, log, file, systemd))
     except StartError as error:
         raise SystemExit(_failed(str(error))) from None
     finally:
         log.close()
 
 
-async def _run(settings: Settings, log: LogWriter, file: str) -> None:
+async def _run(settings: Settings, log: LogWriter, file: str, systemd: Systemd) -> None:
     loop = asyncio.get_running_loop()
     libraries = LibraryHandler(log.emit)
     logging.getLogger().addHandler(libraries)
     loop.set_exception_handler(lambda _, context: log.emit(unhandled(context)))
     try:
-        await serve(settings, log.emit, read=partial(load, file), reopen_log=log.reopen)
+        await serve(settings, log.emit, read=partial(load, file), reopen_log=log.reopen, systemd=systemd)
     finally:
         logging.getLogger().removeHandler(libraries)
 

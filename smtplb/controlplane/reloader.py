@@ -80,7 +80,10 @@ class Reloader:
         async with self._lock:
             try:
                 made = await self._reload()
-            except (ConfigErrors, NeedsRestart, BindError, CannotReload) as error:
+            except CannotReload as error:
+                self._emit(Notice("warning", "not-reloaded", str(error)))
+                raise
+            except (ConfigErrors, NeedsRestart, BindError) as error:
                 self._failed(error)
                 raise
         self.reloads.ok += 1

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable
 from typing import Any
 
+from smtplb.controlplane.systemd import Handed
 from smtplb.settings import Address, ListenerSettings
 
 BACKLOG = 4096  # connections; the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
@@ -64,6 +65,31 @@ class ListeningSockets:
             self._paths[bind.path] = others._paths[bind.path]
         return True
 
+    def _take_handed(self, listener: str, bind: Address, copies: int, handed: Handed) -> None:
+        """What systemd handed down under that name stays open there whatever we do: a restart loses nobody who waits."""
+        name = bind.handed or ""
+        if name not in handed:
+            names = ", ".join(sorted(handed)) or "none"
+            raise OSError(errno.ENOENT, f"systemd handed down no socket of this name; there are: {names}")
+        by_address: dict[Any, list[socket.socket]] = {}
+        for sock in handed[name]:
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                raise OSError(
+                    errno.EINVAL, "systemd handed down something that is no listening stream socket"
+                )
+            by_address.setdefault((sock.family, sock.getsockname()), []).append(sock)
+        for socks in by_address.values():
+            if len(socks) > copies:
+                text = f"systemd handed down {len(socks)} sockets of {_address_of(socks[0])}"
+                raise OSError(errno.EINVAL, f"{text}, and there are workers for {copies}")
+            # One for each worker (ReusePort=yes, the address as often as there are workers), else they share a queue.
+            for place in range(copies):
+                own = socks[place % len(socks)].dup()
+                own.setblocking(False)
+                self._add(listener, bind, [own])
+
     def _bind(self, listener: str, bind: Address, copies: int) -> None:
         if bind.path is not None:
             _remove_stale(bind.path)
@@ -105,18 +131,26 @@ def _bound_socket(family: int, where: Any, *, shared: bool = False) -> socket.so
 
 
 def bind_listeners(
-    listeners: Iterable[ListenerSettings], *, copies: int = 1, held: ListeningSockets | None = None
+    listeners: Iterable[ListenerSettings],
+    *,
+    copies: int = 1,
+    held: ListeningSockets | None = None,
+    handed: Handed | None = None,
 ) -> ListeningSockets:
     """Bind every address of every listener, then listen on all: clients queue from then on. BindError if
     any fails. `copies`: one socket of each address for each worker, side by side in the lists. `held`: those of addresses that
-    are bound already are taken over from there, and stay open whatever happens.
+    are bound already are taken over from there, and stay open whatever happens. `handed`: by systemd.
     """
     sockets, held = ListeningSockets(), held or ListeningSockets()
     listeners = list(listeners)
     for listener in listeners:
         for bind in listener.binds:
             try:
-                if not sockets._take(listener.name, bind, held):
+                if sockets._take(listener.name, bind, held):
+                    continue
+                if bind.handed is not None:
+                    sockets._take_handed(listener.name, bind, copies, handed or {})
+                else:
                     sockets._bind(listener.name, bind, copies)
             except OSError as error:
                 if _only_half_missing(listener, bind, error):

@@ -31,6 +31,7 @@ from smtplb.controlplane.process_link import link_for
 from smtplb.controlplane.registry import CheckResult, Registry
 from smtplb.controlplane.reloader import CannotReload, NeedsRestart, Reloader
 from smtplb.controlplane.sockets import BindError, ListeningSockets, bind_listeners
+from smtplb.controlplane.systemd import Handed, Notifier
 from smtplb.controlplane.views import GroupView, ListenerView, PoolView, ReadinessView, StatusView
 from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.deadlines import Deadlines
@@ -101,13 +102,19 @@ class Supervisor:
         emit: Callable[[Event], None],
         open_link: OpenLink | None = None,
         read: Callable[[], Settings] | None = None,
+        handed: Handed | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
-        """`read` reads the settings anew for a reload; None: they cannot be."""
+        """`read` reads the settings anew for a reload; None: they cannot be. `handed`: listening sockets from systemd.
+        `notifier`: how it hears of us.
+        """
         self.settings = settings
         self.emit = emit
         if open_link is None:
             open_link = link_for(settings)
         self._open_link = open_link
+        self._handed = handed
+        self._notifier = notifier
         self.bound: dict[str, list[Address]] = {}
         self._started_at = time.time()
         self._phase = "starting"  # serving | stopping | stopped
@@ -189,17 +196,31 @@ class Supervisor:
                 self._notice(
                     "listening", f"listener {name} on {address}", listener=name, address=str(address)
                 )
+        self._tell_ready()
 
     async def reload(self) -> ReloadPlan:
         """Read the configuration anew and take it up, with all workers. ConfigErrors, NeedsRestart, BindError, CannotReload:
         nothing was changed.
         """
-        made = await self._reloader.reload()
+        if self._notifier is not None and self._phase == "serving":
+            self._notifier.reloading()
         try:
+            made = await self._reloader.reload()
             await self.worker_report()  # messages keep their order: who answers has taken it up
         except TimeoutError:
             pass  # it will, or another one takes its place
+        finally:
+            if self._phase == "serving":
+                self._tell_ready()
         return made
+
+    def _tell_ready(self) -> None:
+        if self._notifier is None:
+            return
+        traffic, reloads = self.settings.traffic, self._reloader.reloads
+        backends = sum(len(pool.backends) for pool in traffic.pools)
+        facts = f"config {self.settings.sha256[:6]}, {len(traffic.listeners)} listeners, {backends} backends"
+        self._notifier.ready(facts + (f"; not reloaded: {reloads.failure}" if reloads.failure else ""))
 
     def reopen_log(self) -> None:
         """Of workers that have one of their own."""
@@ -211,7 +232,9 @@ class Supervisor:
         return self._sockets if self._sockets is not None else ListeningSockets()
 
     def _bind(self, settings: Settings) -> ListeningSockets:
-        return bind_listeners(settings.traffic.listeners, copies=settings.workers, held=self._held)
+        return bind_listeners(
+            settings.traffic.listeners, copies=settings.workers, held=self._held, handed=self._handed
+        )
 
     def _switch(
         self, settings: Settings, sockets: ListeningSockets, results: dict[BackendKey, CheckResult]
@@ -255,6 +278,8 @@ class Supervisor:
         link, sockets = self._link, self._sockets
         serving = self._phase == "serving"
         self._phase = "stopping"
+        if self._notifier is not None:
+            self._notifier.stopping()
         self._notice("stopping", f"stopping; sessions have {self._drain_s:g} s", drain_s=self._drain_s)
         try:
             if serving and link is not None and sockets is not None:
@@ -370,6 +395,11 @@ class Supervisor:
         if not reasons and not ignore_backends and not usable:
             reasons = [f"no backend of {targets[listener]} is usable"]
         return ReadinessView(not reasons, reasons, {listener: usable})
+
+    @property
+    def phase(self) -> str:
+        """starting | serving | stopping | stopped"""
+        return self._phase
 
     def live(self) -> bool:
         """The supervisor's loop runs, since it answers; a worker in this process runs on the same loop."""
