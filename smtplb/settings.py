@@ -429,6 +429,5 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     workers: int = 1  # processes that carry mail; 1: this one does
-    user: str = ""  # who the process becomes once everything is bound; "": it stays who it is
     sha256: str = ""  # of the files it came from, hexadecimal; "" when it came from none
     source: str = ""  # the file, as it was named

@@ -84,8 +84,6 @@ def _restart(old: Settings, new: Settings) -> Iterable[str]:
         yield "probes.bind"
     if old.log != new.log:
         yield from (f"log.{key}" for key in _changed_keys(old.log, new.log))
-    if old.user != new.user:
-        yield "user"
 
 
 def _others(old: Settings, new: Settings) -> Iterable[str]:
