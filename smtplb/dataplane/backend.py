@@ -261,7 +261,6 @@ class Backend:
         """It is no longer in the configuration, or is reached in another way. Authenticated connections end as well: a further
         transaction would have nowhere to go."""
         self.dismissed = True
-        self.on_room = None
         for connection in [*self._idle, *self._bound]:
             self.retire(connection)
 
