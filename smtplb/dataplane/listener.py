@@ -70,6 +70,11 @@ class Listener:
         self._forget_unopened()
         self._unopened = {bound: sock.dup() for bound, sock in wanted.items() if bound not in self._servers}
 
+    @property
+    def unopened(self) -> bool:
+        """There are sockets that accept() has not come to yet."""
+        return bool(self._unopened)
+
     async def accept(self) -> None:
         """Begin to accept where we do not yet."""
         loop = self.context.runtime.loop

@@ -66,7 +66,7 @@ class Worker:
         self._listeners: list[Listener] = []
         self._removed: list[Listener] = []  # by a reload, while sessions of theirs are open
         self._counters: dict[str, ListenerCounters] = {}  # of every listener there ever was
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Task[None] | None = None
         self._stopping = False
         self._answered: dict[BackendKey, int] = {}  # as last told
         self._sessions_to_end = 0
@@ -153,9 +153,8 @@ class Worker:
             self._remove(listener)
         for listener in self._listeners:
             listener.listen_on(self._sockets[listener.context.name])
-        task = self._loop.create_task(self._accept())
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        if self._starting is None:
+            self._starting = self._loop.create_task(self._accept())
 
     def _listener(
         self, settings: ListenerSettings, traffic: TrafficSettings, before: dict[str, Listener]
@@ -187,8 +186,11 @@ class Worker:
         self._removed = [each for each in [*self._removed, listener] if each.sessions]
 
     async def _accept(self) -> None:
-        for listener in list(self._listeners):
-            await listener.accept()
+        try:
+            while (due := next((each for each in self._listeners if each.unopened), None)) is not None:
+                await due.accept()
+        finally:
+            self._starting = None
 
     def _reload_certificates(self) -> None:
         for problem in reload_client_contexts():
@@ -240,8 +242,9 @@ class Worker:
     # -- stopping ----------------------------------------------------------------------------------
 
     def _stop_accepting(self) -> None:
-        for task in self._starting:
-            task.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
         for listener in self._listeners:
             listener.stop_accepting()
 
