@@ -172,6 +172,12 @@ class Smtplb(Instance):
         finally:
             connection.close()
 
+    def kill_main(self) -> None:
+        """SIGKILL to the process that was started, and to no worker of it."""
+        assert self._main is not None
+        self._main.kill()
+        self._main.wait(EXIT_TIMEOUT_S)
+
     def wait_exit(self, timeout_s: float = EXIT_TIMEOUT_S) -> int:
         """Its exit status, once it has ended by itself."""
         assert self._main is not None
