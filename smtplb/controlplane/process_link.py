@@ -44,6 +44,8 @@ from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSetti
 
 RESTART_PAUSE_S = 1.0  # after a worker that lived shorter than this
 ENDING_S = 2.0  # for a worker to end by itself once its socket pair is closed
+# Before a place in the scoreboard is another backend's: longer than any transaction that began at the one before.
+PLACE_RESTS_S = 7200.0
 DESCRIPTORS_AT_A_TIME = 200  # SCM_MAX_FD is 253 (unix(7))
 
 
@@ -121,9 +123,11 @@ class ProcessLinks:
         self._log = log
         self._snapshot: Snapshot | None = None
         self._scoreboard: Scoreboard | None = None
-        # Settings and place in the scoreboard. Places are not used twice: a worker may still have connections there.
-        self._placed: dict[BackendKey, tuple[BackendSettings, int]] = {}
-        self._places = 0
+        self._placed: dict[
+            BackendKey, tuple[BackendSettings, int]
+        ] = {}  # settings and place in the scoreboard
+        self._freed: dict[int, float] = {}  # places of backends that are gone -> since when
+        self._places = 0  # how many there are
         self._secret = secrets.token_bytes(16)  # the same for a replaced worker: what others know still holds
         self._processes: list[_Process | None] = [None] * count
         self._closing = False
@@ -239,12 +243,23 @@ class ProcessLinks:
             for backend in pool.backends:
                 known = before.get(backend.key)
                 if known is not None and known[0].reached_like(backend):
-                    place = known[1]
+                    place = before.pop(backend.key)[1]
                 else:
-                    place = self._places
-                    self._places += 1
+                    place = self._free_place()
                 self._placed[backend.key] = (backend, place)
+        self._freed.update((place, self._loop.time()) for _, place in before.values())
         self._scoreboard.grow(self._places)
+
+    def _free_place(self) -> int:
+        """A new one, or one that nobody can have a connection at any more."""
+        assert self._scoreboard is not None
+        free_since_s = self._loop.time() - PLACE_RESTS_S
+        for place, since_s in self._freed.items():
+            if since_s < free_since_s and self._scoreboard.is_empty(place):
+                del self._freed[place]
+                return place
+        self._places += 1
+        return self._places - 1
 
     def _ended(self, process: _Process) -> None:
         """Its pidfd became readable: the process is gone."""

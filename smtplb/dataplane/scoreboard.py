@@ -14,6 +14,10 @@ import os
 
 from smtplb.messages import BackendKey
 
+STEP_BYTES = (
+    256 * 1024
+)  # it grows by so much, since each mapping costs a descriptor. 1,300 backends with 8 workers
+
 _CONNECTIONS, _IN_FLIGHT, _WAITING, _KINDS = 0, 1, 2, 3
 
 
@@ -39,7 +43,7 @@ class Scoreboard:
 
     def grow(self, places: int) -> None:
         """Room for so many, for everybody. The supervisor's part, before it tells workers of new places."""
-        octets = places * self._row * 8
+        octets = -(-places * self._row * 8 // STEP_BYTES) * STEP_BYTES
         if octets > os.fstat(self.descriptor).st_size:
             os.ftruncate(self.descriptor, octets)
             self._map()
@@ -63,11 +67,16 @@ class Scoreboard:
         first = self._places[backend] * self._row
         return Counts(self._cells, first, first + self._own * _KINDS, self._workers)
 
+    def is_empty(self, place: int) -> bool:
+        """Nobody counts anything there now."""
+        first = place * self._row
+        return not any(self._cells[first : first + self._row])
+
     def clear(self, worker: int) -> None:
         """Of a worker that died."""
         if self._mappings:
             cells = self._cells
-            for row in range(0, len(cells), self._row):
+            for row in range(0, len(cells) - self._row + 1, self._row):
                 for cell in range(row + worker * _KINDS, row + (worker + 1) * _KINDS):
                     cells[cell] = 0
 

@@ -18,6 +18,7 @@ from smtplb.controlplane.ejector import Ejector
 from smtplb.controlplane.link import Sockets
 from smtplb.controlplane.sockets import BindError, bind_listeners
 from smtplb.controlplane.supervisor import CannotReload, NeedsRestart, Supervisor
+from smtplb.dataplane import scoreboard
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.messages import BackendKey, BackendsAnswered, BackendState, FromWorker, Snapshot
 from smtplb.observe.events import BackendBlamed, Event, Notice
@@ -202,9 +203,10 @@ def test_an_address_in_use_leaves_the_held_open_and_closes_what_was_new() -> Non
 @given(
     st.lists(st.lists(st.sampled_from("abcdef"), unique=True, min_size=1), min_size=1, max_size=6),
     st.integers(1, 4),
+    st.sampled_from([8, 64, scoreboard.STEP_BYTES]),
 )
 def test_counts_stay_where_places_stay_however_often_the_table_grows(
-    rounds: list[list[str]], workers: int
+    rounds: list[list[str]], workers: int, step_bytes: int
 ) -> None:
     """The supervisor gives each new backend a place; every worker reads what all wrote there."""
     owner = Scoreboard.create(workers)
@@ -212,6 +214,7 @@ def test_counts_stay_where_places_stay_however_often_the_table_grows(
     places: dict[BackendKey, int] = {}
     written: dict[tuple[str, int], int] = {}
     used = 0
+    usual, scoreboard.STEP_BYTES = scoreboard.STEP_BYTES, step_bytes
     try:
         for turn_number, names in enumerate(rounds):
             keep = {("p", name): places[("p", name)] for name in names if ("p", name) in places}
@@ -238,6 +241,7 @@ def test_counts_stay_where_places_stay_however_often_the_table_grows(
                 left = sum(written[name, other] for other in range(2, workers))
                 assert board.view(("p", name)).connections_elsewhere == left
     finally:
+        scoreboard.STEP_BYTES = usual
         for board in [*boards, owner]:
             board.close()
 
