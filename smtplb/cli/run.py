@@ -9,7 +9,6 @@ mail was accepted.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import resource
 import signal
@@ -21,6 +20,7 @@ import click
 import uvloop
 
 from smtplb.admin.server import AdminServer
+from smtplb.cli import collector
 from smtplb.cli.validate import DEFAULT_FILE, FILE_VARIABLE
 from smtplb.config.errors import ConfigErrors
 from smtplb.config.load import load
@@ -156,8 +156,7 @@ async def serve(
     try:
         await balancer.start()
         if not signalled.is_set():
-            gc.collect()
-            gc.freeze()  # what a start leaves behind lives as long as the process: never look at it again
+            collector.settle()
             on_started(balancer)
         await signalled.wait()
         for task in stops:  # grows while we wait: the second signal's is at its end

@@ -8,7 +8,6 @@ Invariant: it ends when the socket pair ends, whoever closed it. It imports noth
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import signal
 import socket
@@ -18,6 +17,7 @@ from typing import cast
 
 import uvloop
 
+from smtplb.cli import collector
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
@@ -75,8 +75,7 @@ class Channel(asyncio.Protocol):
                 self._worker.receive(cast("ToWorker", message))
                 if not self._frozen:  # its first snapshot: what was made for it lives as long as the process
                     self._frozen = True
-                    gc.collect()
-                    gc.freeze()
+                    collector.settle()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._worker is not None:

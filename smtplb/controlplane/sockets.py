@@ -18,6 +18,7 @@ from smtplb.controlplane.systemd import Handed
 from smtplb.settings import Address, ListenerSettings
 
 BACKLOG = 4096  # connections; the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
+SEND_BUFFER_BYTES = 64 * 1024  # replies of a session that the kernel keeps; it doubles the figure (socket(7))
 
 
 class BindError(Exception):
@@ -118,6 +119,8 @@ def _bound_socket(family: int, where: Any, *, shared: bool = False) -> socket.so
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit it. Else the kernel keeps up to 4 MiB (tcp_wmem) for each client that does not read.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             if shared:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

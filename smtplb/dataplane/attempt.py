@@ -68,6 +68,8 @@ class Recipient:
 
 
 class Step(Enum):
+    __hash__ = object.__hash__  # Enum's own is a Python call; members are singletons
+
     SEEKING = auto()  # waiting for a connection
     ENVELOPE = auto()  # MAIL and RCPT
     DATA = auto()  # DATA sent, no answer yet

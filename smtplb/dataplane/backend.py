@@ -43,6 +43,7 @@ class Backend:
     """One MTA address as a worker sees it."""
 
     __slots__ = (
+        "_binds",
         "_bound",
         "_clear_until_s",
         "_connecting",
@@ -54,6 +55,7 @@ class Backend:
         "_runtime",
         "_seekers",
         "_shared",
+        "adds_received",
         "attempts",
         "budget",
         "dismissed",
@@ -80,6 +82,8 @@ class Backend:
         self._shared = scoreboard.view(settings.key) if scoreboard is not None else None
         self.settings = settings
         self.budget = pool.budget
+        self._binds = settings.identity.binds
+        self.adds_received = settings.adds_received
         self.per_session = pool.balance_per is BalancePer.SESSION
         self.key: BackendKey = settings.key
         self.standing = BackendStanding(
@@ -191,7 +195,7 @@ class Backend:
 
     def _kept_for(self, seeker: Seeker) -> Connection | None:
         binding = seeker.binding
-        if self.settings.identity.binds or binding.pinned is self:
+        if self._binds or binding.pinned is self:
             bound = cast("Connection | None", binding.kept.get(self))
             if bound is not None and seeker.wants_fresh and binding.pinned is not self:
                 self.retire(bound)
@@ -407,7 +411,7 @@ class Backend:
 
     def _open_for_seekers(self) -> None:
         """One connection under way for each seeker; where a connection carries an identity, one of the seeker's own."""
-        if not self.settings.identity.binds:
+        if not self._binds:
             while len(self._connecting) < self._wanting and self._below_limit():
                 self._open(None)
         else:

@@ -111,8 +111,10 @@ class _Own(Enum):
     QUIT = auto()
 
 
-class Connection(asyncio.Protocol):
-    """See the module. `token` objects of a holder are opaque; they must not be None."""
+class Connection:
+    """See the module. An asyncio.Protocol but for the base class, which compiled classes cannot have.
+
+    `token` objects of a holder are opaque; they must not be None."""
 
     __slots__ = (
         "_connecting",
@@ -202,13 +204,16 @@ class Connection(asyncio.Protocol):
         address = self.settings.address
         try:
             if address.path is not None:
-                await loop.create_unix_connection(lambda: self, address.path)
+                await loop.create_unix_connection(self._as_protocol, address.path)
             else:
                 source = (self.settings.source, 0) if self.settings.source else None
-                await loop.create_connection(lambda: self, address.host, address.port, local_addr=source)
+                await loop.create_connection(self._as_protocol, address.host, address.port, local_addr=source)
         except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded for the DNS
             self._connecting = None
             self._fail(Reason.CONNECT, _words(error))
+
+    def _as_protocol(self) -> asyncio.BaseProtocol:
+        return cast("asyncio.BaseProtocol", self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connecting = None

@@ -224,7 +224,7 @@ class Course(ABC):
         self._backend = backend
         if backend.per_session:
             self.binding.sticky = backend
-        if self._trace is None and backend.settings.adds_received:
+        if self._trace is None and backend.adds_received:
             self._make_trace()
         budget_s = backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s
         self._attempt = Attempt(
@@ -527,6 +527,9 @@ class Course(ABC):
     def _end(self, outcome: TransactionOutcome, cause: str, wire: bytes) -> None:
         assert not self.ended
         self.ended = True
+        self._attempt = (
+            None  # it knows us, too: else each message would leave a cycle to the garbage collector
+        )
         relay = self._relay
         if relay is not None:
             relay.detach()

@@ -21,14 +21,9 @@ from smtplb.policy.refusal import Refusal
 from smtplb.settings import AuthMode, FrontTlsMode, OtherRoute, RefuseReply
 from smtplb.smtp.address import is_postmaster
 from smtplb.smtp.commands import (
-    FOREIGN,
     MAX_AUTH_LINE_BYTES,
     MAX_COMMAND_LINE_BYTES,
-    NOT_IMPLEMENTED,
-    VERBS,
-    Phase,
     SyntaxFault,
-    Verb,
     is_auth_response,
     parse_auth,
     parse_bdat,
@@ -39,6 +34,7 @@ from smtplb.smtp.commands import (
 )
 from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Phase, Verb
 
 # In one transaction, beyond as many as may be taken. 5xx ends the session before; 4xx (greylisting) may go on and on.
 MAX_REFUSED_RECIPIENTS = 1000
@@ -51,7 +47,13 @@ _FAULT_REFUSALS = {
 }
 # What may be said before STARTTLS where it is required (RFC 3207 4).
 _BEFORE_TLS = frozenset({Verb.HELO, Verb.EHLO, Verb.STARTTLS, Verb.NOOP, Verb.RSET, Verb.QUIT, Verb.XCLIENT})
+# What carries no mail. After so many without a message between, each counts as an error (Postfix smtpd_junk_command_limit).
+_WITHOUT_MAIL = frozenset({Verb.HELO, Verb.EHLO, Verb.NOOP, Verb.RSET, Verb.VRFY, Verb.HELP})
+MAX_WITHOUT_MAIL = 100
 _VERBS_OF_CHUNKS = frozenset({Verb.BDAT, Verb.RSET, Verb.NOOP, Verb.QUIT, Verb.HELP, Verb.VRFY})
+_GREETED, _READY, _MAIL, _RCPT = (
+    phase.value for phase in (Phase.GREETED, Phase.READY, Phase.MAIL, Phase.RCPT)
+)
 
 
 class Channel(Client, Protocol):
@@ -66,11 +68,18 @@ class Channel(Client, Protocol):
     def trusted_front(self) -> bool:
         """It may say XCLIENT."""
 
+    @property
+    def closing(self) -> bool:
+        """Its last reply was given; nothing more is read."""
+
     def answer(self, wire: bytes) -> None:
         """A reply of ours, behind those that are due."""
 
     def refuse(self, row: Refusal) -> None:
         """An error reply of ours, counted."""
+
+    def count_error(self) -> None:
+        """As an error reply would; the session may be over then."""
 
     def await_reply(self, slot: ReplySlot, *, barrier: bool) -> None:
         """A reply that comes now or later; behind a barrier nothing is read until it was given out."""
@@ -112,7 +121,10 @@ class Dialogue:
         "_chunk_refusal",
         "_context",
         "_greeted",
+        "_may_auth",
+        "_tls_required",
         "_told_helo",
+        "_without_mail",
         "authenticated",
         "front_unproven",
         "helo",
@@ -130,7 +142,10 @@ class Dialogue:
         self.front_unproven = False  # PROXY LOCAL or UNKNOWN: whose mail is it?
         self.transaction: Transaction | None = None
         self.transactions = 0
+        self._without_mail = 0  # commands since the last message
         self._auth: Authentication | None = None
+        self._may_auth = context.settings.auth is AuthMode.RELAY
+        self._tls_required = context.settings.tls.mode is FrontTlsMode.STARTTLS_REQUIRED
         # the BDAT chunk under way
         self._chunk_left = 0
         self._chunk_octets = 0
@@ -143,10 +158,10 @@ class Dialogue:
     @property
     def in_body(self) -> bool:
         """What comes next is content, not a command."""
-        if self._chunk_left:
-            return True
         transaction = self.transaction
-        return transaction is not None and not transaction.chunked and transaction.in_body
+        if transaction is None or transaction.chunked:
+            return self._chunk_left > 0
+        return transaction.in_body or self._chunk_left > 0
 
     @property
     def between_transactions(self) -> bool:
@@ -169,8 +184,7 @@ class Dialogue:
     @property
     def max_line_bytes(self) -> int:
         """RFC 4954 4: lines of an AUTH exchange are long."""
-        may_auth = self._context.settings.auth is AuthMode.RELAY and not self.authenticated
-        return MAX_AUTH_LINE_BYTES if may_auth else MAX_COMMAND_LINE_BYTES
+        return MAX_AUTH_LINE_BYTES if self._may_auth and not self.authenticated else MAX_COMMAND_LINE_BYTES
 
     def line(self, line: bytes) -> None:
         """One command line, without its line end."""
@@ -187,13 +201,20 @@ class Dialogue:
             self._channel.refuse(Refusal.LINE_TOO_LONG)
         elif (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
             self._channel.refuse(Refusal.BAD_ARGUMENTS)
-        elif self._needs_tls(verb):
+        elif self._tls_required and self._needs_tls(verb):
             self._channel.refuse(Refusal.NEEDS_TLS)
         elif self._out_of_order(verb):
             nested = verb is Verb.MAIL and self.transaction is not None
             self._channel.refuse(Refusal.NESTED_MAIL if nested else Refusal.WRONG_ORDER)
-        else:
+        elif verb not in _WITHOUT_MAIL or self._may_go_on_without_mail():
             _HANDLERS[verb](self, argument)
+
+    def _may_go_on_without_mail(self) -> bool:
+        self._without_mail += 1
+        if self._without_mail <= MAX_WITHOUT_MAIL:
+            return True
+        self._channel.count_error()
+        return not self._channel.closing
 
     def unreadable(self, line: bytes, row: Refusal) -> None:
         """A line that is not taken, whatever it says. It ends an exchange (RFC 4954 4); behind BDAT nobody knows what follows."""
@@ -224,6 +245,7 @@ class Dialogue:
             return
         if self.transaction is not None and self.transaction.ended:
             self.transaction = None
+            self._without_mail = 0
         auth = self._auth
         if auth is not None and auth.over:
             self._auth = None
@@ -252,6 +274,11 @@ class Dialogue:
         if auth is not None:
             auth.abandon()
 
+    def detach(self) -> None:
+        """The session is over; it asks for nothing any more that would need the channel."""
+        self._auth = None
+        del self._channel
+
     def cut(self) -> bool:
         """End the transaction because we stop; False if its terminator has left and it may go on."""
         transaction = self.transaction
@@ -265,18 +292,17 @@ class Dialogue:
     # -- order --------------------------------------------------------------------------------------
 
     def _needs_tls(self, verb: Verb) -> bool:
-        required = self._context.settings.tls.mode is FrontTlsMode.STARTTLS_REQUIRED
-        return required and not self._channel.tls and verb not in _BEFORE_TLS
+        return self._tls_required and not self._channel.tls and verb not in _BEFORE_TLS
 
     def _out_of_order(self, verb: Verb) -> bool:
         transaction = self.transaction
         if transaction is None:
-            phase = Phase.READY if self._greeted else Phase.GREETED
+            phase = _READY if self._greeted else _GREETED
         else:
-            phase = Phase.RCPT if transaction.recipients else Phase.MAIL
+            phase = _RCPT if transaction.recipients else _MAIL
             if transaction.chunked and verb not in _VERBS_OF_CHUNKS:
                 return verb not in (Verb.HELO, Verb.EHLO)
-        return phase not in verb.phases
+        return not phase & verb.phase_bits
 
     def _unknown(self, token: bytes) -> None:
         if token in FOREIGN:

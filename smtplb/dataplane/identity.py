@@ -6,7 +6,6 @@ Invariant: every value is encoded by its protocol's rules; an unknown fact is sa
 
 from __future__ import annotations
 
-import copy
 from ipaddress import ip_address
 
 from smtplb.policy.routing import ClientAddress
@@ -15,24 +14,26 @@ from smtplb.smtp.commands import SyntaxFault, parse_hello
 from smtplb.smtp.identity import UNAVAILABLE, address_attribute
 from smtplb.smtp.proxy_header import ProxyHeader, build_v1, build_v2
 
+_FACTS = (
+    "authenticated",
+    "client",
+    "client_name",
+    "client_port",
+    "esmtp",
+    "helo",
+    "local",
+    "local_port",
+    "login",
+    "session_id",
+    "tls_cipher",
+    "tls_version",
+)
+
 
 class Identity:
     """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
 
-    __slots__ = (
-        "authenticated",
-        "client",
-        "client_name",
-        "client_port",
-        "esmtp",
-        "helo",
-        "local",
-        "local_port",
-        "login",
-        "session_id",
-        "tls_cipher",
-        "tls_version",
-    )
+    __slots__ = _FACTS
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
@@ -90,7 +91,10 @@ class Identity:
 
     def copy(self) -> Identity:
         """For facts that change: connections that were told the old ones keep them."""
-        return copy.copy(self)
+        other = Identity(self.session_id)
+        for name in _FACTS:
+            setattr(other, name, getattr(self, name))
+        return other
 
     def xclient(self) -> dict[bytes, bytes]:
         """Attributes for XCLIENT, not encoded. The name is unknown unless a trusted front told it: Postfix then shows "unknown"."""

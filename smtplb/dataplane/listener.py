@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.session import Session
@@ -82,13 +82,16 @@ class Listener:
             bound = next(iter(self._unopened))
             sock = self._unopened.pop(bound)
             if sock.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
+                server = await loop.create_unix_server(self._new_session, sock=sock, backlog=BACKLOG)
             else:
-                server = await loop.create_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
+                server = await loop.create_server(self._new_session, sock=sock, backlog=BACKLOG)
             if self._stopping:
                 server.close()
             else:
                 self._servers[bound] = server
+
+    def _new_session(self) -> asyncio.BaseProtocol:
+        return cast("asyncio.BaseProtocol", Session(self))
 
     def stop_accepting(self) -> None:
         self._stopping = True

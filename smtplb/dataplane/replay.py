@@ -98,7 +98,7 @@ class ReplayBuffer:
         last = chunks[-1]
         if not isinstance(last, bytearray):
             last = chunks[-1] = bytearray(last)
-        last += piece
+        last.extend(piece)
 
     def _keep_in_file(self, piece: bytes) -> None:
         """A write into the page cache, not to the disk: it takes about as long as the copy that it is."""
@@ -128,4 +128,5 @@ def _nameless_file(directory: str | None) -> int:
 def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(file, view) :]
+        written = os.write(file, view)  # not inside the slice: mypyc evaluates what stands there twice
+        view = view[written:]

@@ -29,6 +29,7 @@ from smtplb.smtp.proxy_header import Malformed, read_header
 
 MAX_HELD_BYTES = 64 * 1024  # input kept while a reply is due; then the socket is not read
 MAX_SLOTS = 1000  # replies due at once; more pipelined RCPTs wait in the input
+MAX_REPLIES_A_TURN = 100  # of one read of short commands; the next turn shows whether the client reads them
 LINGER_S = 30.0  # for a client to read our last words
 PROXY_HEADER_TIMEOUT_S = 5.0  # proxy-protocol.txt 2: at least 3 s; Postfix 5 s
 HANDSHAKE_TIMEOUT_S = 30.0  # Postfix smtpd_starttls_timeout 300 s, 10 s under stress
@@ -61,8 +62,8 @@ class House(Protocol):
     def session_over(self, session: Session) -> None: ...
 
 
-class Session(asyncio.Protocol):
-    """See the module."""
+class Session:
+    """See the module. An asyncio.Protocol in all but its base class, which compiled classes cannot have."""
 
     __slots__ = (
         "_backend_paused",
@@ -72,6 +73,7 @@ class Session(asyncio.Protocol):
         "_dialogue",
         "_end_reason",
         "_errors",
+        "_goes_on",
         "_held",
         "_house",
         "_message_until_s",
@@ -117,6 +119,7 @@ class Session(asyncio.Protocol):
         self._closing = False  # the last reply was given; nothing more is read
         # of input and output
         self._held = b""
+        self._goes_on = False  # more of what is held may be looked at, in the next turn
         self._skipping_line = False
         self._slots: list[ReplySlot] | None = None
         self._barrier = False  # a slot is due behind which nothing is read
@@ -220,6 +223,10 @@ class Session(asyncio.Protocol):
         return isinstance(self._transport, TlsStream)
 
     @property
+    def closing(self) -> bool:
+        return self._closing
+
+    @property
     def trusted_front(self) -> bool:
         return matches_network(self._context.settings.xclient_from, self._peer)
 
@@ -304,6 +311,9 @@ class Session(asyncio.Protocol):
             context.runtime.bug("session", bug)
         self.binding.end()
         self._house.session_over(self)
+        # No cycle is left to the garbage collector: TLS buffers would wait for it.
+        self._transport = None
+        self._dialogue.detach()
         context.runtime.emit(
             SessionEnded(
                 listener=context.name,
@@ -351,6 +361,8 @@ class Session(asyncio.Protocol):
 
     def turn(self) -> None:
         """A transaction filled slots, or wants the body: write, and go on reading."""
+        if self._transport is None:
+            return  # the client is gone
         try:
             self._advance()
             self._flush()
@@ -422,16 +434,18 @@ class Session(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Take input apart as far as it may be looked at now; hold the rest."""
         at = 0
+        read = False
+        dialogue = self._dialogue
         while at < len(data) and not (
             self._barrier or self._closing or self._writing_paused or self._tls_due
         ):
-            if self._dialogue.in_body:
-                data, at = self._dialogue.body(data[at:] if at else data), 0
-                self._expect_input()
+            if dialogue.in_body:
+                data, at = dialogue.body(data[at:] if at else data), 0
+                read = True
                 continue
             end = data.find(b"\n", at)
             if end < 0:
-                if len(data) - at >= self._dialogue.max_line_bytes:
+                if len(data) - at >= dialogue.max_line_bytes:
                     self._skipping_line = True
                     at = len(data)
                 break
@@ -439,7 +453,13 @@ class Session(asyncio.Protocol):
                 break  # only RCPT may follow a RCPT whose reply is due
             line = data[at:end]
             at = end + 1
+            read = True
             self._line(line)
+            if len(self._out) >= MAX_REPLIES_A_TURN:
+                self._goes_on = at < len(data)
+                break
+        if read and not self._closing:
+            self._expect_input()
         if self._tls_due:
             if at < len(data):
                 self._context.refused("starttls-injection")
@@ -457,8 +477,7 @@ class Session(asyncio.Protocol):
             self._dialogue.unreadable(line, Refusal.BARE_NEWLINE_COMMAND)
         else:
             self._dialogue.line(line)
-        if not self._closing:
-            self._expect_input()
+        if self.draining and not self._closing:
             self._end_if_draining()
 
     # -- replies (Channel) -------------------------------------------------------------------------
@@ -488,9 +507,12 @@ class Session(asyncio.Protocol):
         """Write it at the end of the turn; errors are counted here, the backends' as well as ours."""
         self._out.append(wire)
         if wire[:1] == b"5":
-            self._errors += 1
-            if self._errors >= self._context.settings.limits.errors and not self._dialogue.in_body:
-                self.close_with(Refusal.TOO_MANY_ERRORS)
+            self.count_error()
+
+    def count_error(self) -> None:
+        self._errors += 1
+        if self._errors >= self._context.settings.limits.errors and not self._dialogue.in_body:
+            self.close_with(Refusal.TOO_MANY_ERRORS)
 
     def _advance(self) -> None:
         """After something was filled, resumed or ended: give out replies, then read on from what was held."""
@@ -513,7 +535,7 @@ class Session(asyncio.Protocol):
             self._read(held)
         else:
             self._set_reading()
-        if self.half_closed and not self._reply_due:
+        if self.half_closed and not self._reply_due and not self._goes_on:
             self._client_left()
 
     def _settle(self) -> None:
@@ -540,6 +562,10 @@ class Session(asyncio.Protocol):
         if out:
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
+        if self._goes_on:
+            self._goes_on = False
+            if not self._writing_paused:
+                self._context.runtime.loop.call_soon(self.turn)
         if self._tls_due:
             self._tls_due = False
             if not self._closing:
@@ -562,15 +588,16 @@ class Session(asyncio.Protocol):
     def _expect_input(self) -> None:
         """The client has idle_timeout for its next command, or more of its message; body_timeout for all of the message."""
         limits = self._context.settings.limits
-        seconds = limits.idle_timeout_s
+        deadlines = self._context.runtime.deadlines
+        now = deadlines.clock()
+        until_s = now + limits.idle_timeout_s
         if self._dialogue.in_message:
-            now = self._context.runtime.deadlines.clock()
             if self._message_until_s == NEVER:
                 self._message_until_s = now + limits.body_timeout_s
-            seconds = min(seconds, self._message_until_s - now)
+            until_s = min(until_s, self._message_until_s)
         else:
             self._message_until_s = NEVER
-        self._wait(seconds)
+        deadlines.set(self, until_s)
 
     def _wait(self, seconds: float) -> None:
         deadlines = self._context.runtime.deadlines

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Protocol
+from typing import Protocol, cast
 
 SLICE_BYTES = (
     16 * 1024
@@ -42,7 +42,7 @@ class User(Protocol):
     def resume_writing(self) -> None: ...
 
 
-class TlsStream(asyncio.Protocol):
+class TlsStream:
     """A transport to its user, a protocol to the raw transport. Only what the data path uses of asyncio.Transport is here."""
 
     __slots__ = (
@@ -92,7 +92,7 @@ class TlsStream(asyncio.Protocol):
     def start(self, already_received: bytes = b"") -> None:
         """Take over the raw transport and begin the handshake. `already_received` came behind what ended the clear part by
         design (a PROXY header), never behind STARTTLS."""
-        self._raw.set_protocol(self)
+        self._raw.set_protocol(cast("asyncio.BaseProtocol", self))
         self._turn = []
         try:
             if already_received:

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 
 class TransactionOutcome(StrEnum):
+    __hash__ = str.__hash__  # Enum's own is a Python call
+
     OK = "ok"  # a backend's 250 was relayed
     REFUSED = "refused"  # by us, on the client's account (limits, accept, syntax)
     TEMPFAIL = "tempfail"  # 4xx, ours or a backend's
@@ -21,6 +23,8 @@ class TransactionOutcome(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
+    __hash__ = str.__hash__  # Enum's own is a Python call
+
     OK = "ok"
     VERDICT = "verdict"
     FAULT = "fault"
@@ -31,6 +35,8 @@ class AttemptOutcome(StrEnum):
 
 class Phase(StrEnum):
     """Where in its life an attempt is; also the name of the timeout that bounds it."""
+
+    __hash__ = str.__hash__  # Enum's own is a Python call
 
     CONNECT = "connect"
     GREETING = "greeting"

@@ -43,13 +43,13 @@ class Attempts:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.count = 0
-        self.tried: set[BackendKey] = set()
-        self.refreshed: set[BackendKey] = set()
+        self.tried: tuple[BackendKey, ...] = ()  # a handful: tuples cost nothing while they are empty
+        self.refreshed: tuple[BackendKey, ...] = ()
         self.suspicions: list[Suspicion] = []
 
     def begin(self, backend: BackendKey) -> None:
         if backend not in self.tried:
-            self.tried.add(backend)
+            self.tried += (backend,)
             self.count += 1
 
     def after(self, backend: BackendKey, command: object, decision: Decision, *, has_reply: bool) -> Next:
@@ -62,7 +62,7 @@ class Attempts:
             return Next.RELAY if has_reply else Next.GIVE_UP
         if elsewhere is Elsewhere.NEW_CONNECTION:
             if backend not in self.refreshed:
-                self.refreshed.add(backend)
+                self.refreshed += (backend,)
                 return Next.SAME_FRESH
             if _relayable(decision, has_reply):
                 return Next.RELAY

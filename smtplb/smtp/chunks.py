@@ -84,11 +84,12 @@ class ReceivedCounter:
     def feed(self, data: bytes) -> None:
         if self._done or not data:
             return
-        work = (self._tail + data).lower()
+        work = self._tail + data
         end = work.find(b"\r\n\r\n")
         if end >= 0:
             self._done = True
             work = work[:end]
+        work = work.lower()
         self.total += work.count(b"\r\nreceived:")
         self.own += work.count(self._by_us)
         # Overlap so that what lies across two pieces is seen, short enough that nothing is seen twice.

@@ -1,13 +1,14 @@
-"""Commands of a client: verbs, arguments, and in which phase each may come.
+"""Commands of a client: a line taken apart, and its arguments.
 
-Owns the command table and the grammar of arguments (RFC 5321 4.1.1). Does not own what is done about them (dataplane/session.py).
+Owns the grammar of arguments (RFC 5321 4.1.1). Does not own the table of verbs (verbs.py) or what is done about them
+(dataplane/dialogue.py).
 Invariant: parsers take one line without its line end and return a value or a SyntaxFault; they never raise.
 """
 
 from __future__ import annotations
 
 import re
-from enum import Enum, Flag, auto
+from enum import Enum, auto
 
 from smtplb.smtp.address import is_ascii_path, parse_path
 from smtplb.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Parameters
@@ -28,49 +29,6 @@ class SyntaxFault(Enum):
     PARAMETER_VALUE = auto()
     NEEDS_SMTPUTF8 = auto()  # an address with octets above 127, and no SMTPUTF8
 
-
-class Phase(Flag):
-    """Where a session stands, as far as the order of commands goes."""
-
-    GREETED = auto()  # no HELO or EHLO yet
-    READY = auto()  # between transactions
-    MAIL = auto()  # MAIL was accepted, no RCPT yet
-    RCPT = auto()  # a RCPT came
-    ANY = GREETED | READY | MAIL | RCPT
-
-
-class Verb(Enum):
-    """Verbs and their rules: phases in which each is in order, whether an argument is required, allowed or forbidden."""
-
-    HELO = (b"HELO", Phase.ANY, "required")
-    EHLO = (b"EHLO", Phase.ANY, "required")
-    MAIL = (b"MAIL", Phase.READY, "required")
-    RCPT = (b"RCPT", Phase.MAIL | Phase.RCPT, "required")
-    DATA = (b"DATA", Phase.RCPT, "forbidden")
-    BDAT = (b"BDAT", Phase.ANY, "required")  # its octets follow whatever the phase: the dialogue sorts it out
-    STARTTLS = (b"STARTTLS", Phase.GREETED | Phase.READY, "forbidden")
-    AUTH = (b"AUTH", Phase.READY, "required")
-    XCLIENT = (b"XCLIENT", Phase.GREETED | Phase.READY, "required")
-    RSET = (b"RSET", Phase.ANY, "forbidden")
-    NOOP = (b"NOOP", Phase.ANY, "allowed")
-    VRFY = (b"VRFY", Phase.ANY, "required")
-    HELP = (b"HELP", Phase.ANY, "allowed")
-    QUIT = (b"QUIT", Phase.ANY, "forbidden")
-
-    def __init__(self, token: bytes, phases: Phase, argument: str) -> None:
-        self.token = token
-        self.phases = phases
-        self.argument = argument
-
-
-# Known, not offered: 502 (RFC 5321 4.2.4), while anything else is 500.
-NOT_IMPLEMENTED = frozenset(
-    {b"EXPN", b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL", b"XFORWARD"}
-)
-# A browser made to speak to us (ALPACA, CVE-2021-3618): the session ends at the first of these.
-FOREIGN = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"CONNECT", b"PATCH", b"TRACE"})
-
-VERBS = {verb.token: verb for verb in Verb}
 
 _PARAMETERS = re.compile(rb"(?:[ \t]+[A-Za-z0-9][A-Za-z0-9-]*(?:=[\x21-\x3c\x3e-\x7e]+)?)*[ \t]*\Z")
 _HELLO = re.compile(rb"[\x21-\x7e]{1,255}\Z")

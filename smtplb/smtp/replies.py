@@ -25,13 +25,14 @@ _CONTROLS_TO_BLANK = bytes(0x20 if (i < 0x20 and i != 0x09) or i == 0x7F else i 
 
 
 class Reply:
-    """One whole reply. `lines` are without CRLF and code: just the text of each line."""
+    """One whole reply. `lines` are without CRLF and code: just the text of each line. Immutable: one may be given out often."""
 
-    __slots__ = ("code", "lines")
+    __slots__ = ("_own_wire", "code", "lines")
 
     def __init__(self, code: int, lines: list[bytes]) -> None:
         self.code = code
         self.lines = lines
+        self._own_wire: bytes | None = None  # made once
 
     def __repr__(self) -> str:
         return f"Reply({self.code}, {self.lines!r})"
@@ -56,7 +57,14 @@ class Reply:
         RFC 2034 4: each 2xx, 4xx and 5xx line carries an enhanced code of the same class, the same one on all lines.
         A line without one gets that of the first line which has one; X.0.0 where the backend gave none at all.
         """
-        code = self.code if code is None else code
+        if code is not None:
+            return self._wire(code)
+        wire = self._own_wire
+        if wire is None:
+            wire = self._own_wire = self._wire(self.code)
+        return wire
+
+    def _wire(self, code: int) -> bytes:
         digit, lines = code // 100, self.lines
         if len(lines) == 1:
             text = lines[0]
@@ -86,6 +94,12 @@ class Garbled:
 
     def __init__(self, detail: bytes) -> None:
         self.detail = detail[:200].translate(_CONTROLS_TO_BLANK)
+
+
+# Backends say the same few lines all day: those are read once. Bounded by number and length; longer ones (queue ids) pass by.
+_known: dict[bytes, Reply] = {}
+MAX_KNOWN = 256
+MAX_KNOWN_BYTES = 48
 
 
 class ReplyReader:
@@ -128,9 +142,13 @@ class ReplyReader:
                 if at:
                     self._buffer, self._at = buffer[at:], 0
                 return None
-            line = buffer[at:end].removesuffix(b"\r")
+            line = buffer[at : end - 1] if end > at and buffer[end - 1] == 0x0D else buffer[at:end]
             size = end + 1 - at
             self._at = end + 1
+            if self._lines is None:
+                known = _known.get(line)
+                if known is not None:
+                    return known
             self._size += size
             found = _LINE.match(line)
             if found is None and _CODE.match(line):  # rare: controls in the text must not reach a client
@@ -141,7 +159,12 @@ class ReplyReader:
             if self._lines is None:
                 if dash != b"-":
                     self._size = 0
-                    return Reply(int(code), [text])
+                    reply = Reply(int(code), [text])
+                    if len(line) <= MAX_KNOWN_BYTES:
+                        if len(_known) >= MAX_KNOWN:
+                            _known.clear()
+                        _known[line] = reply
+                    return reply
                 self._lines, self._code = [text], code
                 continue
             if code != self._code:

@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from smtplb.smtp.commands import FOREIGN, NOT_IMPLEMENTED, VERBS
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.setup import Setup
 
@@ -468,4 +468,25 @@ def test_every_line_of_a_multiline_refusal_carries_the_code() -> None:
         "550-5.1.2 second",
         "550 5.1.2 third",
     ]
+    stage.finish()
+
+
+def test_commands_that_carry_no_mail_count_as_errors_once_they_are_too_many() -> None:
+    """Postfix has the same limit of 100 (smtpd_junk_command_limit): a session is for mail."""
+    stage = FakeStage(Setup(limits={"errors": 3}))
+    client = stage.client().hello()  # its EHLO is the first
+    assert client.ask(*["NOOP"] * 33, *["RSET"] * 33, *["EHLO x"] * 33)[-1].startswith("250")
+    assert client.ask("NOOP", "NOOP") == ["250 2.0.0 Ok"] * 2
+    assert client.ask("NOOP") == ["421 4.7.0 Too many errors"]
+    stage.finish()
+
+
+def test_a_message_between_lets_a_session_go_on() -> None:
+    stage = FakeStage(Setup(limits={"errors": 3}))
+    client = stage.client().hello()
+    for _ in range(5):
+        client.ask(*["NOOP"] * 90)
+        assert client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>", "DATA")[-1].startswith("354")
+        client.send(b"x\r\n.\r\n")
+        assert client.take_all()[-1].startswith("250")
     stage.finish()

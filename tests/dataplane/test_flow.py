@@ -13,6 +13,7 @@ from tests.dataplane.setup import Setup
 
 ENVELOPE = "MAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\n"
 LINE = b"x" * 70 + b"\r\n"
+TAKES_ANY_COMMANDS = {"errors": 1_000_000_000}  # however many carry no mail
 
 
 def wire_of(session: MtaSession) -> FakeWire:
@@ -32,7 +33,7 @@ def open_body(stage: FakeStage, client: Client) -> FakeWire:
 
 
 def test_client_that_does_not_read_is_not_read() -> None:
-    stage = FakeStage()
+    stage = FakeStage(Setup(limits=TAKES_ANY_COMMANDS))
     client = stage.client().hello()
     client.transport.stall()
     for _ in range(100):
@@ -46,8 +47,18 @@ def test_client_that_does_not_read_is_not_read() -> None:
     stage.finish()
 
 
+def test_what_one_read_brings_is_answered_in_parts_while_the_client_reads() -> None:
+    """The longest reply to the shortest command: all that one read asks for is not made at once (small input, large effect)."""
+    stage = FakeStage(Setup(limits=TAKES_ANY_COMMANDS))
+    client = stage.client().hello()
+    client.transport.stall()
+    client.send(b"EHLO x\r\n" * 20_000)
+    assert len(client.transport.unsent) < 150_000
+    stage.finish()
+
+
 def test_client_that_never_reads_is_ended() -> None:
-    stage = FakeStage()
+    stage = FakeStage(Setup(limits=TAKES_ANY_COMMANDS))
     client = stage.client().hello()
     client.transport.stall()
     for _ in range(30):
@@ -172,7 +183,7 @@ def test_backend_that_reads_again_but_never_answers_is_in_doubt_after_final() ->
 
 def test_client_that_reads_nothing_while_it_sends_a_body() -> None:
     """Its replies pile up; its body is taken all the same, and within bounds."""
-    stage = FakeStage()
+    stage = FakeStage(Setup(limits=TAKES_ANY_COMMANDS))
     client = stage.client().hello()
     client.transport.stall()
     client.send(b"NOOP\r\n" * 10_000 + ENVELOPE.encode() + b"DATA\r\n")

@@ -267,7 +267,7 @@ async def test_many_sessions_at_once() -> None:
 
 
 async def test_client_that_never_reads() -> None:
-    async with lab(Setup()) as it:
+    async with lab(Setup(limits={"errors": 1_000_000_000})) as it:
         client = await it.client()
         client.socket_wire.stall()
         client.say(b"HELP\r\n" * 1_000_000)

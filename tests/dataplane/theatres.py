@@ -22,7 +22,7 @@ from tests.dataplane.script import Script
 from tests.dataplane.setup import Setup
 
 T = TypeVar("T")
-PATIENCE_S = 5.0  # for what must come; nothing waits for it in vain but a failing test
+PATIENCE_S = 60.0  # only a failure takes as long
 
 
 class FakeTheatre:

@@ -13,7 +13,7 @@ BUSY = "451 4.3.2 Mail servers are busy, try again later"
 
 
 def stage_of(pools: str = "A", limit: int = 1, **setup: object) -> FakeStage:
-    setup.setdefault("limits", {"idle_timeout_s": 5000.0})
+    setup.setdefault("limits", {"idle_timeout_s": 5000.0, "errors": 1_000_000_000})
     return FakeStage(Setup(pools={"p": pools}, max_connections=limit, **setup))  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ KEPT_BYTES = 64 * 1024  # replay.memory, of each message
 PIECE = 32 * 1024
 LINE_BYTES = BODY_BYTES = 512 * 1024  # what each client sends: without a bound it would be 250 MiB
 RECIPIENTS, ROW = 50, 200  # limits.recipients, and what each client wants
-LIMITS = {"recipients": RECIPIENTS, "message_size": "256KiB", "errors": 1000}
+LIMITS = {"recipients": RECIPIENTS, "message_size": "256KiB", "errors": 1_000_000}
 REPLAY = {"memory": "64KiB", "per_message": "128KiB", "total": "128MiB"}
 # For a client: what reading takes, and what is kept of its message.
 OF_A_CLIENT = 48 * 1024
@@ -103,7 +103,7 @@ ACTS: dict[Act, int] = {  # and what may be kept of each beyond what reading tak
     lines_without_end_in_a_body: KEPT_BYTES,
     bodies_without_end: KEPT_BYTES,
     recipients_without_end: 0,
-    nothing_is_read: 0,
+    nothing_is_read: 256 * 1024,  # one read of commands waits until it reads
 }
 
 

@@ -253,7 +253,7 @@ async def test_the_backends_time_is_not_the_clients() -> None:
 
 async def test_a_client_that_does_not_read_is_given_up() -> None:
     a = Mta("a")
-    async with limited(a, idle_timeout_s=300.0) as stage:
+    async with limited(a, idle_timeout_s=300.0, errors=1_000_000_000) as stage:
         client = await stage.client()
         client.stop_reading()
         line = b"HELP\r\n" * 20_000

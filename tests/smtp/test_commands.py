@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.smtp.commands import (
-    FOREIGN,
     MAX_COMMAND_LINE_BYTES,
-    NOT_IMPLEMENTED,
-    VERBS,
-    Phase,
     SyntaxFault,
-    Verb,
     is_auth_response,
     parse_auth,
     parse_bdat,
@@ -24,6 +19,7 @@ from smtplb.smtp.commands import (
     parse_rcpt,
     split_line,
 )
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Phase, Verb
 
 A_WHILE_S = 0.5  # what takes microseconds
 
