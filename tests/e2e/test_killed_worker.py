@@ -115,3 +115,40 @@ async def test_killed_under_load(lab: Lab, workers: int) -> None:
         "worker-died"
     )
     assert len(balancer.records("worker-died")) == KILLS
+
+
+async def test_killed_while_reloads_come(lab: Lab) -> None:
+    """Whoever takes a dead worker's place has the configuration that is in use now."""
+    servers: list[Mta] = [await asyncio.to_thread(lab.start, Postfix(f"mx{number}")) for number in (1, 2)]
+    balancer = await asyncio.to_thread(lab.start, Smtplb({"relays": pool(*servers)}, sections={"workers": 2}))
+    assert await asyncio.to_thread(balancer.is_ready)
+    text = balancer.file.read_text()
+    one, two = (server.address for server in servers)
+    async with Traffic(balancer.port, sessions=8) as traffic:
+        for number in range(6):
+            await traffic.more(20)
+            victim = sorted(workers_of(balancer))[number % 2]
+            # The two names change their places.
+            balancer.file.write_text(
+                text.replace(one, "@").replace(two, one).replace("@", two) if number % 2 == 0 else text
+            )
+            reloading = asyncio.create_task(asyncio.to_thread(balancer.request, "POST", "/api/v1/reload"))
+            if number % 3:
+                await reloading
+            os.kill(victim, signal.SIGKILL)
+            assert (await reloading)[0] == 200
+            await until(lambda: len(workers_of(balancer)) == 2, "two workers again")
+    ledger = await traffic.stop()
+    taken = await settle(ledger, servers)
+    FIGURES.info(
+        "6 reloads, 6 kills: %d messages answered 250, %d taken, %d sessions cut, other words %s",
+        len(ledger.ids()),
+        len(taken),
+        ledger.cut,
+        sorted(set(ledger.not_ok()) - {""}),
+    )
+    assert [reply for reply in ledger.not_ok() if reply] == []
+    assert balancer.reloads() == 6
+    assert {record["event.action"] for record in balancer.records() if record["log.level"] == "error"} == {
+        "worker-died"
+    }
