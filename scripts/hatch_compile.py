@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 WANTED = "SMTPLB_COMPILE"
 NEEDS = ["mypy[mypyc]>=1.15,<3", "setuptools>=77"]
+SCANNER = "smtplb/smtp/_scan.c"  # by hand: every octet of a body passes it
+DONE = ".compiled"
 # Not among them: enumerations with methods (verbs, refusal), dataclasses (settings, messages, events), what is not the way
 # of a message. verdict: a class of it inherits from Connection, which is compiled.
 MODULES = {
@@ -32,8 +34,10 @@ MODULES = {
 }
 SETUP = """
 from mypyc.build import mypycify
-from setuptools import setup
-setup(name="smtplb", packages=[], ext_modules=mypycify({modules!r}, opt_level="3", debug_level="0", group_name="smtplb"))
+from setuptools import Extension, setup
+scanner = Extension("smtplb.smtp._scan", [{scanner!r}], extra_compile_args=["-O3"])
+compiled = mypycify({modules!r}, opt_level="3", debug_level="0", group_name="smtplb")
+setup(name="smtplb", packages=[], ext_modules=[scanner, *compiled])
 """
 
 
@@ -41,16 +45,19 @@ def sources() -> list[str]:
     return [f"smtplb/{folder}/{name}.py" for folder, names in MODULES.items() for name in names.split()]
 
 
-def compile_in(folder: Path) -> list[Path]:
-    """Compile the modules of the package in `folder` in place: the extension modules, relative to it."""
-    (folder / "setup.py").write_text(SETUP.format(modules=sources()))
+def compile_in(folder: Path) -> None:
+    """Compile the modules of the package in `folder` in place."""
+    (folder / "setup.py").write_text(SETUP.format(modules=sources(), scanner=SCANNER))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if subprocess.run(command, cwd=folder, check=False).returncode:
         raise SystemExit(
             f"{WANTED}: mypyc or the C compiler failed; without {WANTED} smtplb is installed as pure Python"
         )
     shutil.rmtree(folder / "build")
-    (folder / "setup.py").unlink()
+
+
+def compiled_in(folder: Path) -> list[Path]:
+    """The extension modules, relative to `folder`."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return sorted(path.relative_to(folder) for path in folder.rglob(f"*{suffix}"))
 
@@ -64,11 +71,22 @@ class CompileHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if os.environ.get(WANTED) != "1" or version == "editable":
             return
-        folder = Path(tempfile.mkdtemp(prefix="smtplb-compile-"))
-        shutil.copytree(
-            Path(self.root) / "smtplb", folder / "smtplb", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for path in compile_in(folder):
+        folder = self._compiled()
+        for path in compiled_in(folder):
             build_data["force_include"][str(folder / path)] = str(path)
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+    def _compiled(self) -> Path:
+        """Once for the same sources: pip asks for a wheel twice, the first time for its metadata only."""
+        root = Path(self.root)
+        digest = sha256(sys.version.encode())
+        for path in [Path(__file__), *(root / source for source in (*sources(), SCANNER))]:
+            digest.update(path.read_bytes())
+        folder = root / "build" / "compile" / digest.hexdigest()[:16]
+        if not (folder / DONE).exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            shutil.copytree(root / "smtplb", folder / "smtplb", ignore=shutil.ignore_patterns("__pycache__"))
+            compile_in(folder)
+            (folder / DONE).touch()
+        return folder

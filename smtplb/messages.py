@@ -108,14 +108,31 @@ class SessionsDrained:
     ended: int
 
 
+SLOW_FINAL_S = 5.0  # a message that waits longer for its answer; one of SECONDS_BOUNDS
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one backend's traffic showed since the last such message. Clients are IP addresses, "" where there is none."""
+
+    delivered: int = 0  # messages that it took
+    quick: int = 0  # final replies within SLOW_FINAL_S
+    slow: tuple[str, ...] = ()  # clients of messages that have waited longer by now, each message once
+    taken: int = 0  # recipients
+    refused: int = 0
+    refused_clients: tuple[str, ...] = ()  # some of those
+
+
 @dataclass(frozen=True, slots=True)
 class BackendsAnswered:
-    """How many attempts each backend answered to the end since the last such message, be it with a refusal.
+    """How many attempts each backend answered to the end since the last such message, be it with a refusal; and what else
+    was seen there.
 
     Sent before a BackendBlamed that follows them, so that "in a row" means the same on both sides.
     """
 
     counts: dict[BackendKey, int]
+    observed: dict[BackendKey, Observed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,7 @@ class ConnectionSettings:
     """Kept connections to one backend. A limit of 0 for `idle` keeps none."""
 
     idle: int = 32
+    warm: int = 0  # of these, so many are opened before anybody needs them
     idle_timeout_s: float = 60.0
     max_age_s: float = 240.0  # below Postfix smtpd_timeout 300 s
     max_transactions: int = 1000
@@ -310,6 +311,7 @@ class EjectSettings:
     for_s: float = 30.0  # the first time; twice as long the second time, and so on
     max_for_s: float = 300.0
     at_most_ratio: float = 0.5  # of a pool's backends, rounded down, but one of two or more
+    refusals: bool = False  # also one that refuses nearly every recipient, while the others do not
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What keeps backends from too much: limits of connections, the queue for them, ejection, slow start.
+"""What keeps backends from too much: limits of connections, warm ones among them, the queue, ejection, slow start.
 
 Owns their merge and when they have no effect. Does not own the keys (schema.py), the presets (presets.py) nor
 the other keys of a pool (pools.py).
@@ -16,7 +16,14 @@ from smtplb.config.presets import MAX_CONNECTIONS
 from smtplb.config.scalars import format_duration
 from smtplb.config.schema import NO_EJECT, Mta
 from smtplb.config.tree import Path
-from smtplb.settings import BackendSettings, EjectSettings, Policy, QueueSettings
+from smtplb.settings import (
+    BackendSettings,
+    ConnectionSettings,
+    EjectSettings,
+    IdentityMode,
+    Policy,
+    QueueSettings,
+)
 
 NO_WEIGHTS = "no effect under policy round-robin: use policy: weighted"
 
@@ -40,10 +47,34 @@ class PoolLimits:
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
         self._effects = Effects(checker)
+        self._told: set[Path] = set()  # where a mistake stands that several backends have in common
 
     def judge(self) -> None:
         """After the last pool."""
         self._effects.judge()
+
+    def warm(
+        self,
+        layers: Sequence[Layer],
+        connections: ConnectionSettings,
+        identity: IdentityMode,
+        most: int | None,
+    ) -> None:
+        """Of a backend: as many as are opened ahead must find room. `most`: its max_connections."""
+        section = written_at(layers, "connections", "warm")
+        if section is None or not connections.warm:
+            return
+        path = (*section, "warm")
+        why = (
+            f"no effect with identity {identity}: a connection belongs to one client"
+            if identity.binds
+            else ""
+        )
+        self._effects.note(path, why)
+        for limit, key in ((connections.idle, "idle"), (most, "max_connections")):
+            if limit is not None and connections.warm > limit and path not in self._told:
+                self._told.add(path)
+                self._checker.fault(path, f"must not be more than {key} ({limit})")
 
     def queue(
         self, layers: Sequence[Layer], items: Sequence[Path], backends: Sequence[BackendSettings]

@@ -75,7 +75,7 @@ def _read_pool(
         checker.fault(backends_path, "is empty: a pool needs at least one backend")
     backends = []
     for item in items:
-        backend = _read_backend(checker, key, layers, item, tls)
+        backend = _read_backend(checker, key, layers, item, tls, limits)
         if policy is Policy.ROUND_ROBIN:
             _judge_weight(checker, (*item, "weight"))
         backends.append(backend)
@@ -95,7 +95,12 @@ def _read_pool(
 
 
 def _read_backend(
-    checker: Checker, pool: str, above: Sequence[Layer], path: Path, tls: BackTlsMerge
+    checker: Checker,
+    pool: str,
+    above: Sequence[Layer],
+    path: Path,
+    tls: BackTlsMerge,
+    limits: PoolLimits,
 ) -> BackendSettings:
     section = checker.read(Backend, path)
     own = Layer(path, section)
@@ -106,6 +111,9 @@ def _read_backend(
     mta, _ = most_specific(layers, "mta")
     identity, _ = most_specific(layers, "identity")
     received, _ = most_specific(layers, "received")
+    connections = merge(ConnectionSettings, "connections", layers, CONNECTIONS[mta] if mta else {})
+    most = max_connections(layers, mta)
+    limits.warm(layers, connections, identity or IdentityMode.NONE, most)
     return BackendSettings(
         pool=pool,
         name=_backend_name(checker, section, path),
@@ -114,12 +122,12 @@ def _read_backend(
         backup=section.backup,
         source=_source(checker, layers, section),
         check=_merge_check(checker, layers),
-        connections=merge(ConnectionSettings, "connections", layers, CONNECTIONS[mta] if mta else {}),
+        connections=connections,
         timeouts=merge(TimeoutSettings, "timeouts", layers),
         tls=tls.merge([((*layer.path, "tls"), layer.section.tls) for layer in layers], address),
         identity=identity or IdentityMode.NONE,
         received=received or ReceivedMode.AUTO,
-        max_connections=max_connections(layers, mta),
+        max_connections=most,
     )
 
 

@@ -118,9 +118,8 @@ class Check(Section):
 
 
 class Connections(Section):
-    later = frozenset({"warm"})
-
     idle: Annotated[int, PlainValidator(whole(0, 100_000))] | None = None
+    warm: Annotated[int, PlainValidator(whole(0, 1000))] | None = None
     idle_timeout_s: PositiveDuration | None = Field(None, alias="idle_timeout")
     max_age_s: PositiveDuration | None = Field(None, alias="max_age")
     max_transactions: Count | None = None
@@ -159,6 +158,7 @@ class Eject(Section):
     for_s: PositiveDuration | None = Field(None, alias="for")
     max_for_s: PositiveDuration | None = Field(None, alias="max_for")
     at_most_ratio: Percent | None = Field(None, alias="at_most")
+    refusals: Annotated[bool, PlainValidator(boolean)] | None = None
 
 
 NO_EJECT = Eject.model_construct()  # `eject: off`: this very object

@@ -30,6 +30,9 @@ from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel
 
 MAX_PROBES = 64  # at once, closing ones included: 300 backends that hang cost 64 descriptors, not 300
+# Checks in a row that are left out while mail shows that the backend lives. Only a check sees what EHLO offers and when the
+# certificate ends, and it is what an operator sees last.
+MAX_LEFT_OUT = 5
 # After a failed handshake where TLS is opportunistic: as long as messages go in clear (design 4.4).
 CLEAR_AFTER_FAILED_TLS_S = 600.0
 
@@ -58,10 +61,12 @@ class Subject:
 
     __slots__ = (
         "alarm",
+        "alive_at_s",
         "clear_until_s",
         "connection",
         "discard",
         "key",
+        "left_out",
         "next_at_s",
         "prober",
         "settings",
@@ -81,6 +86,8 @@ class Subject:
         self.connection: ProbeConnection | None = None
         self.started_s = 0.0
         self.next_at_s = 0.0
+        self.alive_at_s: float | None = None  # when mail last showed that it lives; None: that is in doubt
+        self.left_out = 0  # checks since the last one
         self.clear_until_s = 0.0  # until then it is not asked for opportunistic TLS
 
     def _alarm_rang(self) -> None:
@@ -142,7 +149,8 @@ def _open_connection(
 
 
 class Prober:
-    """`report` gets every result; `interval_s` is asked after it how long to rest. `hello`: the name in
+    """`report` gets every result; `interval_s` is asked after it how long to rest. `is_certain`: the backend
+    is up, and the last check does not say otherwise. `hello`: the name in
     EHLO where the pool's check has none. Backends whose checks are off are left out.
     """
 
@@ -154,6 +162,7 @@ class Prober:
         deadlines: Deadlines,
         report: Callable[[BackendKey, CheckResult], None],
         interval_s: Callable[[BackendKey], float],
+        is_certain: Callable[[BackendKey], bool] = lambda key: False,
         connect: Callable[[BackendSettings, bytes, Deadlines, Subject], ProbeConnection] = _open_connection,
         max_probes: int = MAX_PROBES,
     ) -> None:
@@ -162,6 +171,7 @@ class Prober:
         self._hello = hello
         self._report = report
         self._interval_s = interval_s
+        self._is_certain = is_certain
         self._connect = connect
         self._max_probes = max_probes
         self._subjects = {
@@ -240,6 +250,16 @@ class Prober:
         if not wanted:
             self._known(key)
 
+    def alive(self, key: BackendKey) -> None:
+        """It took a message: more than any check asks for."""
+        if (subject := self._subjects.get(key)) is not None:
+            subject.alive_at_s = self.deadlines.clock()
+
+    def doubted(self, key: BackendKey) -> None:
+        """It failed a message that another backend took."""
+        if (subject := self._subjects.get(key)) is not None:
+            subject.alive_at_s = None
+
     def next_in_s(self, key: BackendKey) -> float | None:
         """Seconds until the next probe; 0 while one is due or under way; None while there will be none."""
         subject = self._subjects.get(key)
@@ -277,8 +297,20 @@ class Prober:
     # What subjects call.
 
     def due(self, subject: Subject) -> None:
+        if self._may_leave_out(subject):
+            subject.left_out += 1
+            subject.next_at_s = self.deadlines.clock() + self._interval_s(subject.key)
+            subject.alarm.set(subject.next_at_s)
+            return
         self._move(subject, Stage.DUE)
         self._fill()
+
+    def _may_leave_out(self, subject: Subject) -> bool:
+        """Within the last interval it took mail, so the check would pass: the time to `down` stays what it was."""
+        if subject.alive_at_s is None or subject.left_out >= MAX_LEFT_OUT:
+            return False
+        age_s = self.deadlines.clock() - subject.alive_at_s
+        return age_s < subject.settings.check.interval_s and self._is_certain(subject.key)
 
     def verdict(self, subject: Subject, result: CheckResult) -> None:
         """The result of the probe under way; its connection may live on for the QUIT."""
@@ -340,6 +372,7 @@ class Prober:
         while self._due and self._held < self._max_probes:
             subject = self._due.popleft()
             subject.started_s = self.deadlines.clock()
+            subject.left_out = 0
             self._move(subject, Stage.PROBING)
             self._connect_to(subject)
             subject.alarm.set(subject.started_s + subject.settings.check.timeout_s)

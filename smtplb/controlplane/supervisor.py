@@ -138,7 +138,7 @@ class Supervisor:
             checks_wanted=self._checks_wanted,
         )
         self._ejector = Ejector(
-            settings.traffic, deadlines=self._deadlines, set_ejected=self._registry.set_ejected
+            settings.traffic, deadlines=self._deadlines, set_ejected=self._registry.set_ejected, emit=emit
         )
         self._prober = Prober(
             [backend for pool in settings.traffic.pools for backend in pool.backends],
@@ -146,6 +146,7 @@ class Supervisor:
             deadlines=self._deadlines,
             report=self._registry.check_result,
             interval_s=lambda key: self._registry.backends[key].track.next_interval_s(random),
+            is_certain=lambda key: self._registry.backends[key].track.surely_up,
         )
         self._certificates = self._watch_of(settings)
         self._reloader = Reloader(
@@ -500,11 +501,15 @@ class Supervisor:
         elif isinstance(message, SessionsDrained):
             self._drained.set()
         elif isinstance(message, BackendsAnswered):
+            for key, seen in message.observed.items():
+                if seen.delivered:
+                    self._prober.alive(key)
             self._ejector.answered(message)
         elif isinstance(message, RetriesRemembered):
             raise AssertionError("for other workers: process_link.py passes it on")
         else:
             if isinstance(message, BackendBlamed):
+                self._prober.doubted((message.pool, message.backend))
                 self._ejector.blamed(message)
             self.emit(message)
 

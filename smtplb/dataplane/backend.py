@@ -15,11 +15,13 @@ from smtplb.dataplane.connection import Connection, Failure, Holder, State
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
+from smtplb.dataplane.warming import Warming
 from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
 from smtplb.observe.events import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 
+REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
@@ -64,10 +66,12 @@ class Backend:
         "offers",
         "on_room",
         "per_session",
+        "refused_clients",
         "replies",
         "reuse",
         "settings",
         "standing",
+        "warming",
     )
 
     def __init__(
@@ -101,11 +105,14 @@ class Backend:
         self.dismissed = False  # a reload took it out: what is under way ends, and nothing is kept
         self.on_room: Callable[[], None] | None = None  # told when a further lease has become possible
         self.offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO, a check's or ours
+        # What carries a client's identity cannot be opened before the client is known.
+        self.warming = self._warming()
         # counters, read when a report is asked for
         self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
         self.replies: dict[tuple[Phase, int], int] = {}
         self.reuse = {"new": 0, "reused": 0, "stale": 0}
         self.final_s = Histogram()
+        self.refused_clients: set[str] = set()  # some whose recipients it refused, since that was last told
 
     # -- what policies see -------------------------------------------------------------------------
 
@@ -159,6 +166,32 @@ class Backend:
         idle = len(self._idle) + sum(not _is_pinned(connection) for connection in self._bound)
         spare = limit - self._connections_of_all + idle + len(self._connecting)
         return spare > len(self._seekers)
+
+    # -- ahead of need (warming.py) ----------------------------------------------------------------
+
+    def _warming(self) -> Warming | None:
+        warm = 0 if self.settings.identity.binds else self.settings.connections.warm
+        return Warming(self, warm) if warm else None
+
+    @property
+    def usable(self) -> bool:
+        return self.standing.usable
+
+    @property
+    def ready(self) -> int:
+        return len(self._idle)
+
+    @property
+    def coming(self) -> int:
+        return len(self._connecting) - self._wanting
+
+    def open_ahead(self) -> bool:
+        """Not while another worker's transactions wait for room here."""
+        shared = self._shared
+        if (shared is not None and shared.waiting_elsewhere) or not self._below_limit():
+            return False
+        self._open(None)
+        return True
 
     # -- leases ------------------------------------------------------------------------------------
 
@@ -251,7 +284,9 @@ class Backend:
 
     def change(self, settings: BackendSettings, pool: PoolSettings) -> None:
         """New settings by which it is reached as before: its connections stay."""
-        self.settings = settings
+        warm, self.settings = self.settings.connections.warm, settings
+        if warm != settings.connections.warm:
+            self.warming = self._warming()
         self.budget = pool.budget
         self.per_session = pool.balance_per is BalancePer.SESSION
         self._open_for_seekers()  # there may be more room now
@@ -293,6 +328,15 @@ class Backend:
         key = (phase, code)
         self.replies[key] = self.replies.get(key, 0) + 1
 
+    def refused(self, client: str) -> None:
+        """It refused a recipient of this client."""
+        if len(self.refused_clients) < REFUSED_CLIENTS:
+            self.refused_clients.add(client)
+
+    @property
+    def holders(self) -> list[Holder]:
+        return [connection.holder for connection in self._leased if connection.holder is not None]
+
     def report(self) -> BackendReport:
         return BackendReport(
             pool=self.settings.pool,
@@ -319,6 +363,7 @@ class Backend:
         if connection.leaving:
             self._leaving.add(connection)
             connection.when_gone = lambda: self._left(connection)
+        self._share()
         if (
             failure.reason is Reason.TLS
             and self.settings.tls.mode is BackTlsMode.OPPORTUNISTIC
@@ -326,12 +371,19 @@ class Backend:
         ):
             self._clear_until_s = self._runtime.deadlines.clock() + CLEAR_AFTER_FAILED_TLS_S
         else:
-            for seeker in self._seekers:
-                if self._may_use(seeker, connection):
-                    self._seekers.remove(seeker)
-                    seeker.lease_failed(failure)
-                    break
+            if self.warming is not None:
+                self.warming.failed(self._runtime.deadlines.clock())
+            if connection.binding is not None or self.coming < 0:  # else enough of them are still coming
+                self._tell_one_seeker(connection, failure)
         self._open_for_seekers()
+
+    def _tell_one_seeker(self, connection: Connection, failure: Failure) -> None:
+        for seeker in self._seekers:
+            if self._may_use(seeker, connection):
+                self._seekers.remove(seeker)
+                self._share()
+                seeker.lease_failed(failure)
+                return
 
     def _left(self, connection: Connection) -> None:
         self._leaving.discard(connection)
@@ -349,6 +401,8 @@ class Backend:
 
     def connection_closed(self, connection: Connection) -> None:
         # connection.state is CLOSED by now: look everywhere, this is rare.
+        if self.warming is not None and not connection.transactions and connection in self._idle:
+            self.warming.failed(self._runtime.deadlines.clock())
         self._forget(connection)
         self._open_for_seekers()
 

@@ -138,6 +138,7 @@ class Connection:
         "holder",
         "owner",
         "replies",
+        "rested",
         "settings",
         "state",
         "transaction_open",
@@ -186,6 +187,7 @@ class Connection:
         # counts
         self.transactions = 0  # leases so far, the present one included
         self.errors = 0  # 4xx and 5xx replies
+        self.rested = False  # it was IDLE or BOUND for a time, and may have grown stale in it
         # for a lease
         self.holder: Holder | None = None
         self.replies = 0  # replies in this lease
@@ -299,8 +301,8 @@ class Connection:
 
     @property
     def kept(self) -> bool:
-        """It served another transaction before this one."""
-        return self.transactions > 1
+        """It served another transaction before this one, or waited for one."""
+        return self.rested or self.transactions > 1
 
     @property
     def first_answer_due(self) -> bool:
@@ -372,6 +374,7 @@ class Connection:
     def keep_until(self, deadline_s: float) -> None:
         """It is IDLE; connection_expired follows when the deadline passes."""
         assert self.owes_nothing
+        self.rested = True
         self._deadlines.set(self, deadline_s)
 
     @property

@@ -195,6 +195,11 @@ class Course(ABC):
 
     def room_found(self) -> bool:
         assert self._search is not None
+        if not self._may_start():  # it has half-closed while it waited for a further attempt
+            self._place = None
+            self._give_up(Refusal.NO_BACKEND)
+            self.tell_client()
+            return True
         backend = self._search.next_backend()
         if backend is None:
             return False
@@ -437,6 +442,8 @@ class Course(ABC):
     def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
         if reply.code in (450, 451):
             self._come_again([recipient], TEMPFAIL_AGE_S)
+        if self._backend is not None:
+            self._backend.refused(str(self.binding.identity.client or ""))
         self._refuse(recipient, words_for_client(reply))
         self._replied()
 

@@ -112,6 +112,10 @@ class Deadlines:
         bucket = max(int(waiter.deadline_s / TICK_S) + 1, self._next_bucket, 1)
         waiter.deadline_bucket = bucket
         self._buckets.setdefault(bucket, set()).add(waiter)
+        self._arm()
+
+    def _arm(self) -> None:
+        # A method of its own: in _turn() mypyc would take `_timer is None` for proven, though what was told may have set it.
         if self._timer is None:
             self._timer = self._call_later(TICK_S, self._turn)
 
@@ -120,5 +124,5 @@ class Deadlines:
         try:
             self.advance(self.clock())
         finally:
-            if self._buckets and self._timer is None:
-                self._timer = self._call_later(TICK_S, self._turn)
+            if self._buckets:
+                self._arm()

@@ -132,6 +132,8 @@ class Dialogue:
         "transactions",
     )
 
+    __deletable__ = ("_channel",)  # for mypyc; detach()
+
     def __init__(self, context: ListenerContext, channel: Channel) -> None:
         self._context = context
         self._channel = channel

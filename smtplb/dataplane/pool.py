@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
+from smtplb.dataplane.warming import Warming
 from smtplb.messages import BackendKey, BackendStanding, Histogram, PoolReport
 from smtplb.policy.balance import Balancer, balancer
 from smtplb.settings import PoolSettings
@@ -33,6 +34,7 @@ class Pool:
         "limited",
         "retries",
         "settings",
+        "warmings",
     )
 
     def __init__(
@@ -50,7 +52,8 @@ class Pool:
             b.name: Backend(runtime, b, settings, scoreboard) for b in settings.backends
         }
         self.limited = False
-        self._tell_of_room()
+        self.warmings: list[Warming] = []
+        self._note_backends()
         self._balancer: Balancer[Backend] = balancer(settings.policy)
         # Retries take turns of their own: with those of first attempts, two backends of which one fails would see every
         # transaction begin at the bad one.
@@ -80,10 +83,11 @@ class Pool:
         ]
         for backend in gone:
             backend.dismiss()
-        self._tell_of_room()
+        self._note_backends()
         return gone
 
-    def _tell_of_room(self) -> None:
+    def _note_backends(self) -> None:
+        self.warmings = [b.warming for b in self.backends.values() if b.warming is not None]
         self.limited = any(b.max_connections is not None for b in self.settings.backends)
         for backend in self.backends.values():
             backend.on_room = (lambda: self._on_room(self)) if self.limited else None

@@ -185,11 +185,12 @@ class Relay:
 
     def _taken(self, last: bytes) -> bytes:
         """The pieces of this turn and `last`."""
-        if not self._unsent:
+        unsent = self._unsent
+        if not unsent:
             return last
-        pieces = [*self._unsent, last]
-        self._unsent.clear()
-        return b"".join(pieces)
+        taken = unsent[0] if len(unsent) == 1 and not last else b"".join([*unsent, last])
+        unsent.clear()
+        return taken
 
     def keep(self, piece: bytes) -> None:
         """Only keep it: the end of the message goes by finish()."""

@@ -120,9 +120,15 @@ class ReplayBuffer:
 
 
 def _nameless_file(directory: str | None) -> int:
-    file, name = tempfile.mkstemp(prefix="smtplb-replay-", dir=directory)
-    os.unlink(name)
-    return file
+    directory = directory or tempfile.gettempdir()
+    try:
+        return os.open(
+            directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600
+        )  # never had a name: half the cost
+    except OSError:  # EOPNOTSUPP, EISDIR: not every file system can; any other will be met again
+        file, name = tempfile.mkstemp(prefix="smtplb-replay-", dir=directory)
+        os.unlink(name)
+        return file
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -266,8 +266,7 @@ class Router:
     @property
     def _all_backends(self) -> list[Backend]:
         """Those that a reload took out, too."""
-        current = [backend for pool in self.pools.values() for backend in pool.backends.values()]
-        return [*current, *self._former_backends]
+        return [*self.backends, *self._former_backends]
 
     def _room_in(self, pool: Pool) -> None:
         for target in self._waited_at:
@@ -302,6 +301,16 @@ class Router:
     def in_use(self) -> int:
         """Attempts of this worker that are under way at any backend."""
         return sum(backend.in_use for backend in self._all_backends)
+
+    @property
+    def backends(self) -> list[Backend]:
+        return [backend for pool in self.pools.values() for backend in pool.backends.values()]
+
+    def keep_warm(self, now: float) -> None:
+        """Open connections ahead of need, where that is configured."""
+        for pool in self.pools.values():
+            for warming in pool.warmings:
+                warming.top_up(now)
 
     def retire_idle(self) -> None:
         for backend in self._all_backends:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.context import ListenerContext, ListenerCounters
 from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
@@ -19,9 +20,8 @@ from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
+from smtplb.dataplane.worker_traffic import Traffic
 from smtplb.messages import (
-    BackendKey,
-    BackendsAnswered,
     DrainSessions,
     FromWorker,
     ReloadCertificates,
@@ -34,7 +34,7 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
-from smtplb.observe.events import AttemptOutcome, BackendBlamed, Event, Notice
+from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.affinity import Affinity
 from smtplb.settings import ListenerSettings, TrafficSettings
 
@@ -68,7 +68,7 @@ class Worker:
         self._counters: dict[str, ListenerCounters] = {}  # of every listener there ever was
         self._starting: asyncio.Task[None] | None = None
         self._stopping = False
-        self._answered: dict[BackendKey, int] = {}  # as last told
+        self._traffic = Traffic()
         self._sessions_to_end = 0
         self._leaving = False  # sessions are gone; backends are being left
         self._drained_told = False
@@ -219,25 +219,18 @@ class Worker:
     # -- telling of backends -----------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
-        if isinstance(event, BackendBlamed):
-            self._tell_answered()
+        if isinstance(event, BackendBlamed) and self._router is not None:
+            key = (event.pool, event.backend)  # a reload may have taken it out meanwhile
+            self._tell_traffic([backend for backend in self._router.backends if backend.key == key])
         self._send(event)
 
     def _tell_answered(self) -> None:
-        """From the counters that are kept anyway: nothing per message."""
-        if self._router is None:
-            return
-        counts: dict[BackendKey, int] = {}
-        for pool in self._router.pools.values():
-            for backend in pool.backends.values():
-                attempts = backend.attempts
-                total = attempts[AttemptOutcome.OK] + attempts[AttemptOutcome.VERDICT]
-                new = total - self._answered.get(backend.key, 0)
-                if new:
-                    self._answered[backend.key] = total
-                    counts[backend.key] = new
-        if counts:
-            self._send(BackendsAnswered(counts))
+        if self._router is not None:
+            self._tell_traffic(self._router.backends)
+
+    def _tell_traffic(self, backends: Iterable[Backend]) -> None:
+        if (message := self._traffic.take(backends)) is not None:
+            self._send(message)
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -274,6 +267,8 @@ class Worker:
                     session.cut()
         if self._leaving:
             self._leave_backends(now)
+        elif not self._stopping and self._router is not None:
+            self._router.keep_warm(now)
         # Room that another worker leaves at a backend shows in the scoreboard only.
         waiting = self._scoreboard is not None and self._router is not None and self._router.look_for_room()
         self._deadlines.set(self, now + (TICK_S if waiting or self._leaving else PULSE_S))
@@ -291,8 +286,8 @@ class Worker:
             return
         if self._quitting_until_s is None:
             self._quitting_until_s = now + QUITTING_WITHIN_S
-            if router is not None:
-                router.retire_idle()
+        if router is not None:
+            router.retire_idle()  # each time: some may have been coming up
         if router is None or not router.connections or now >= self._quitting_until_s:
             self._leaving, self._drained_told = False, True
             self._tell_answered()

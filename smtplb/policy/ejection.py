@@ -9,7 +9,9 @@ successes, so that no client alone can have a backend taken out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from smtplb.messages import SLOW_FINAL_S
 from smtplb.policy.limits import ClientKey
 from smtplb.settings import EjectSettings
 
@@ -18,6 +20,7 @@ RATE_ATTEMPTS = 20  # fewer say nothing
 RATE_NETWORKS = 3  # that saw a fault in the window
 RATE_FAULTY = 0.5  # of its attempts, ...
 RATE_OTHERS_WELL = 0.1  # ... while the pool's other backends together stay below this
+# The same numbers hold for messages that wait longer than SLOW_FINAL_S for their answer.
 
 
 class _Track:
@@ -30,6 +33,11 @@ class _Track:
         "ok",
         "old_failed",
         "old_ok",
+        "old_quick",
+        "old_slow",
+        "quick",
+        "slow",
+        "slow_networks",
         "times",
         "until_s",
         "well_since_s",
@@ -38,7 +46,9 @@ class _Track:
     def __init__(self) -> None:
         self.consecutive: set[ClientKey | None] = set()
         self.networks: set[ClientKey | None] = set()
+        self.slow_networks: set[ClientKey | None] = set()
         self.ok = self.failed = self.old_ok = self.old_failed = 0
+        self.quick = self.slow = self.old_quick = self.old_slow = 0
         self.times = 0  # ejections that still count towards the next one's length
         self.until_s: float | None = None
         self.well_since_s = 0.0
@@ -47,12 +57,17 @@ class _Track:
         self.old_ok, self.old_failed = self.ok, self.failed
         self.ok = self.failed = 0
         self.networks.clear()
+        self.old_quick, self.old_slow = self.quick, self.slow
+        self.quick = self.slow = 0
+        self.slow_networks.clear()
 
     def start_over(self) -> None:
         """It has served its time for what was counted: the first fault after its return must not send it out again."""
         self.ok = self.failed = self.old_ok = self.old_failed = 0
         self.networks.clear()
         self.consecutive.clear()
+        self.quick = self.slow = self.old_quick = self.old_slow = 0
+        self.slow_networks.clear()
 
     @property
     def attempts(self) -> int:
@@ -61,6 +76,14 @@ class _Track:
     @property
     def faults(self) -> int:
         return self.failed + self.old_failed
+
+    @property
+    def finals(self) -> int:
+        return self.quick + self.slow + self.old_quick + self.old_slow
+
+    @property
+    def slow_finals(self) -> int:
+        return self.slow + self.old_slow
 
 
 class Ejection:
@@ -118,6 +141,26 @@ class Ejection:
             return None
         return reason if self._take_out(track, now) else None
 
+    def finals(self, backend: str, quick: int, slow: Sequence[ClientKey | None], now: float) -> str | None:
+        """So many messages were answered in time, and those of the networks in `slow` wait or waited for longer. The reason
+        if it is taken out now."""
+        self._turn_windows(now)
+        track = self._tracks[backend]
+        track.quick += quick
+        track.slow += len(slow)
+        track.slow_networks.update(slow)
+        if track.until_s is not None or not slow or not self._slow_by_rate(backend, track):
+            return None
+        reason = (
+            f"{track.slow_finals} of {track.finals} messages waited over {SLOW_FINAL_S:g} s for their answer"
+        )
+        return reason if self._take_out(track, now) else None
+
+    def refuses(self, backend: str, now: float) -> bool:
+        """It refuses nearly everyone (policy/black_hole.py), and the operator wants it out for that. False: it stays."""
+        track = self._tracks[backend]
+        return track.until_s is None and self._take_out(track, now)
+
     def due(self, now: float) -> list[str]:
         """Those whose time is over: they are in again."""
         back = []
@@ -155,8 +198,21 @@ class Ejection:
         well = sum(other.faults for other in others) / attempts < RATE_OTHERS_WELL
         return well and track.faults / track.attempts >= RATE_FAULTY
 
+    def _slow_by_rate(self, backend: str, track: _Track) -> bool:
+        """By comparison: a message that takes long takes long everywhere."""
+        if track.finals < RATE_ATTEMPTS or len(track.slow_networks) < RATE_NETWORKS:
+            return False
+        others = [other for name, other in self._tracks.items() if name != backend]
+        finals = sum(other.finals for other in others)
+        if not finals or sum(other.slow_finals for other in others) / finals >= RATE_OTHERS_WELL:
+            return False
+        return track.slow_finals / track.finals >= RATE_FAULTY
+
     def _turn_windows(self, now: float) -> None:
         if now >= self._window_end_s:
+            turns = (
+                1 if now < self._window_end_s + RATE_WINDOW_S else 2
+            )  # behind a long silence all of it is old
             self._window_end_s = now + RATE_WINDOW_S
-            for track in self._tracks.values():
+            for track in list(self._tracks.values()) * turns:
                 track.turn_window()

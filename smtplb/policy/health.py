@@ -174,6 +174,11 @@ class CheckTrack:
             return False  # without its identity a backend is one check away from being back: nothing to hurry
         return self.last_passed is not (self.state is CheckState.UP)
 
+    @property
+    def surely_up(self) -> bool:
+        """A further check is not needed to know it, as long as something else shows that the backend lives."""
+        return self.state is CheckState.UP and not self.uncertain
+
     def next_interval_s(self, rng: Callable[[], float]) -> float:
         """Seconds from the end of one probe to the start of the next: `fast_interval` while uncertain,
         shortened at random.

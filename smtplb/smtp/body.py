@@ -10,22 +10,11 @@ before a LF becomes a blank, NUL becomes a blank, and a line that would be a lon
 
 from __future__ import annotations
 
-import io
+from smtplb.smtp.scan import find_end, is_lawful
 
 TERMINATOR = b".\r\n"  # behind the CRLF of the last line
 
 _MIDDLE, _AFTER_CRLF, _AFTER_LF = 0, 1, 2
-
-# One scanner for all: reset before each use, so it holds nothing of anybody. It scans in C, 2.5 times as fast as counting.
-_scanner = io.IncrementalNewlineDecoder(None, translate=False)
-_LAWFUL_NEWLINES = (None, "\r\n")
-
-
-def is_lawful(segment: bytes) -> bool:
-    """Only CRLF line ends and no NUL. `segment` must not end in a CR whose next byte is unknown."""
-    _scanner.reset()
-    _scanner.decode(segment.decode("latin-1"), True)
-    return _scanner.newlines in _LAWFUL_NEWLINES and b"\0" not in segment
 
 
 class BodyReader:
@@ -56,7 +45,7 @@ class BodyReader:
         if self._line_start == _AFTER_CRLF and work.startswith(TERMINATOR):
             self.ended, end, rest = True, 0, work[3:]
         else:
-            end = work.find(b"\r\n.\r\n")
+            end = find_end(work)
             if end >= 0:
                 self.ended, end, rest = True, end + 2, work[end + 5 :]
             else:

@@ -8,7 +8,7 @@ no CRLF.CRLF.
 
 from __future__ import annotations
 
-from smtplb.smtp.body import is_lawful
+from smtplb.smtp.scan import is_lawful
 
 
 class ChunkReader:

@@ -81,6 +81,40 @@ def test_mistakes_in_limits_of_connections(where: str, written: str, words: str)
     assert (error.key, words in error.message) == (f"{where}.max_connections", True)
 
 
+# Connections opened in advance.
+
+
+def test_warm_connections_reach_the_settings() -> None:
+    assert pool_of(ONE).backends[0].connections.warm == 0
+    pool = pool_of(
+        'connections: {warm: 4}, backends: ["a.test:25", {address: "b.test:25", connections: {warm: 0}}]'
+    )
+    assert [backend.connections.warm for backend in pool.backends] == [4, 0]
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ("connections: {warm: 33}", "must not be more than idle (32)"),
+        ("mta: exim, connections: {warm: 9}", "must not be more than idle (8)"),
+        ("max_connections: 3, connections: {warm: 4}", "must not be more than max_connections (3)"),
+        ("identity: xclient, connections: {warm: 4}", "no effect with identity xclient"),
+        ("identity: proxy-v2, connections: {warm: 4}", "no effect with identity proxy-v2"),
+    ],
+)
+def test_warm_connections_that_would_find_no_room(pool: str, words: str) -> None:
+    error = only_error(with_pool(f"{TWO}, {pool}"))
+    assert error.key == "pools.p.connections.warm"
+    assert words in error.message
+
+
+def test_warm_connections_in_defaults_need_one_pool_where_they_count() -> None:
+    warm = defaults("connections: {warm: 2}")
+    told = f"{ONE}, identity: xclient"
+    assert errors_of(two_pools(told, ONE, warm)) == ()
+    assert keys_of(two_pools(told, told, warm)) == ["defaults.pool.connections.warm"]
+
+
 # The queue.
 
 
@@ -160,9 +194,10 @@ def test_ejection_is_on_unless_it_is_off() -> None:
 
 def test_ejection_reaches_the_settings_key_by_key() -> None:
     pool = pool_of(
-        f"{TWO}, eject: {{after: 9, for: 1m}}", defaults("eject: {for: 2m, max_for: 1h, at_most: 100%}")
+        f"{TWO}, eject: {{after: 9, for: 1m}}",
+        defaults("eject: {for: 2m, max_for: 1h, at_most: 100%, refusals: true}"),
     )
-    assert pool.eject == EjectSettings(9, 60.0, 3600.0, 1.0)
+    assert pool.eject == EjectSettings(9, 60.0, 3600.0, 1.0, refusals=True)
 
 
 def test_a_pool_may_switch_ejection_off_and_on_again() -> None:
@@ -201,7 +236,8 @@ def test_ejection_in_defaults_needs_one_pool_of_two() -> None:
         ("{for: 30}", ".for", "write 30s"),
         ("{at_most: 0%}", ".at_most", "from 1% to 100%"),
         ("{at_most: 0.5}", ".at_most", "not a percentage"),
-        ("{refusals: true}", ".refusals", "known here are after, for, max_for, at_most"),
+        ("{window: 1m}", ".window", "known here are after, for, max_for, at_most, refusals"),
+        ("{refusals: yes}", ".refusals", "true or false"),
         ("{for: 10m, max_for: 9m}", ".max_for", "must not be shorter than for (10m)"),
         ("{max_for: 10s}", ".max_for", "must not be shorter than for (30s)"),
         ("{for: 10m}", ".for", "must not be longer than max_for (5m)"),

@@ -125,7 +125,7 @@ def test_names_of_backends_are_unique_in_their_pool() -> None:
         (f"{ONE}, identity: xcleint", "pools.p.identity", "one of none, xforward, xclient, proxy-v1, proxy-v2"),
         (f"{ONE}, received: maybe", "pools.p.received", "must be one of auto, always, never"),
         (f"{ONE}, balance_per: message", "pools.p.balance_per", "must be one of transaction, session"),
-        (f"{ONE}, connections: {{warm: 2}}", "pools.p.connections.warm", "not supported in this version"),
+        (f"{ONE}, connections: {{warm: -1}}", "pools.p.connections.warm", "from 0 to 1000"),
         (f"{ONE}, hash_on: client", "pools.p.hash_on", "not supported in this version"),
         (f"{ONE}, hash_no: client", "pools.p.hash_no", "`hash_on` is meant"),
         (f"{ONE}, backend: []", "pools.p.backend", "did you mean `backends`?"),

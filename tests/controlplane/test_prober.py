@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from smtplb.controlplane.prober import Prober
+from smtplb.controlplane.prober import MAX_LEFT_OUT, Prober
 from smtplb.controlplane.registry import CheckResult
 from smtplb.messages import BackendKey
 from smtplb.settings import BackTlsSettings, CheckLevel, CheckSettings, IdentityMode
@@ -87,6 +87,7 @@ class Probed:
         self.last: CheckResult  # that result() told
         self.met = asyncio.Event()  # a client has come
         self.done = asyncio.Event()  # the script has ended
+        self.certain = True
         self.prober: Prober
 
     def _report(self, key: BackendKey, result: CheckResult) -> None:
@@ -145,6 +146,7 @@ async def probed(
         deadlines=it.clock.deadlines,
         report=it._report,
         interval_s=lambda key: 10.0,
+        is_certain=lambda key: it.certain,
     )
     it.prober.start(asyncio.get_running_loop())
     try:
@@ -197,6 +199,46 @@ async def test_a_second_probe_follows_after_the_interval() -> None:
         await it.result()
         await it.over()
         assert it.heard == ["EHLO lb1.test", "QUIT"] * 2
+
+
+KEY = ("p", "a")
+
+
+async def test_no_check_while_mail_shows_that_the_backend_lives_but_for_every_sixth() -> None:
+    async with probed(well) as it:
+        await it.result()
+        await it.over()
+        for turn in (1, 2):
+            for _ in range(MAX_LEFT_OUT * 10 + 5):
+                it.prober.alive(KEY)
+                it.clock.go(1.0)
+            assert it.heard.count("EHLO lb1.test") == turn, "left out"
+            it.prober.alive(KEY)
+            it.clock.go(6.0)
+            await it.result()
+            await it.over()
+        assert it.heard == ["EHLO lb1.test", "QUIT"] * 3
+
+
+@pytest.mark.parametrize(
+    "why", ["older than the interval", "a message failed since", "the last check failed"]
+)
+async def test_a_check_is_made_if_the_proof_is(why: str) -> None:
+    async with probed(well) as it:
+        await it.result()
+        await it.over()
+        it.prober.alive(KEY)
+        if why == "older than the interval":
+            it.clock.go(0.2)
+            it.certain = True
+            it.prober._subjects[KEY].alive_at_s = it.clock.now - 1.0
+        elif why == "a message failed since":
+            it.prober.doubted(KEY)
+        else:
+            it.certain = False
+        it.clock.go(10.0)
+        await it.result()
+        await it.over()
 
 
 async def test_nothing_listens() -> None:

@@ -110,8 +110,12 @@ class Ejected:
     def __init__(self, traffic: TrafficSettings) -> None:
         self.clock = FakeClock()
         self.out: dict[BackendKey, float | None] = {}
+        self.events: list[Event] = []
         self.ejector = Ejector(
-            traffic, deadlines=self.clock.deadlines, set_ejected=lambda key, s, _: self.out.update({key: s})
+            traffic,
+            deadlines=self.clock.deadlines,
+            set_ejected=lambda key, s, _: self.out.update({key: s}),
+            emit=self.events.append,
         )
 
     def blame(self, name: str, times: int = 2) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tests.dataplane.parties import Wire
 
 PHASES = ("connect", "greeting", "hello", "mail", "rcpt", "data", "body", "final")
+ACCEPTING = ("extra", "extra later", "then close", "then reset")  # faults that come with the usual answer
 OFFERS = ("PIPELINING", "SIZE 10240000", "8BITMIME", "ENHANCEDSTATUSCODES")
 
 
@@ -199,6 +200,8 @@ class MtaSession:
 
     def _body(self) -> bool:
         """True if the end of data was found."""
+        if self._dies_in_body(len(self._buffer)):
+            return False
         if not self._body_began and self._buffer:
             self._body_began = True
             fault = (
@@ -225,6 +228,8 @@ class MtaSession:
         """True if all octets of a chunk were there."""
         assert self._chunk is not None
         size, last = self._chunk
+        if self._dies_in_body(len(self._chunks) + len(self._buffer)):
+            return False
         if len(self._buffer) < size:
             return False
         octets, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -245,6 +250,16 @@ class MtaSession:
             self._refused = True
         return True
 
+    def _dies_in_body(self, octets: int) -> bool:
+        """A fault "dead N": the connection is reset as soon as so many octets of the body were read."""
+        fault = self.mta.fault("body", self._seen.get("body", 0), look=True)
+        if fault is None or not fault.act.startswith("dead ") or octets < int(fault.act[5:]):
+            return False
+        assert self.wire is not None
+        self.deaf = True
+        self.wire.reset()
+        return True
+
     def _complete(self, body: bytes) -> bool:
         if (
             b"\0" in body
@@ -261,7 +276,7 @@ class MtaSession:
             self.mta.taken.append(taken)
             self._say(f"250 2.0.0 queued at {self.mta.name} as {len(self.mta.taken)}")
             return True
-        if fault.taken or fault.act.startswith("2") or fault.act in ("extra", "extra later"):
+        if fault.taken or fault.act.startswith("2") or fault.act in ACCEPTING:
             self.mta.taken.append(taken)
         self._misbehave(fault, f"250 2.0.0 queued at {self.mta.name} as {len(self.mta.taken)}")
         return True
@@ -288,7 +303,7 @@ class MtaSession:
                 accept()
             self._say(reply)
             return
-        if fault.act[0] in "23" or fault.act in ("extra", "extra later"):
+        if fault.act[0] in "23" or fault.act in ACCEPTING:
             accept()
         self._misbehave(fault, reply)
 
@@ -312,6 +327,31 @@ class MtaSession:
         match act:
             case "close":
                 self._close()
+            case "then close":
+                if reply:
+                    self._say(reply)
+                self._close()
+            case "then reset":
+                # In a turn of its own: with the reply it would overtake it, as RST does.
+                if reply:
+                    self._say(reply)
+                self.deaf = True
+                assert self.mta.later is not None
+                self.mta.later(self.wire.reset)
+            case "stall":
+                self.wire.stall()
+                if reply:
+                    self._say(reply)
+                return True
+            case "slow":
+                self.wire.stall()
+                if reply:
+                    self._say(reply)
+                assert self.mta.later is not None
+                self.mta.later(self.wire.unstall)
+                return True
+            case _ if act.startswith("dead "):
+                return True  # _dies_in_body() sees to it
             case "reset":
                 self.deaf = True
                 self.wire.reset()

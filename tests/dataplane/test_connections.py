@@ -6,7 +6,7 @@ import pytest
 
 from smtplb.messages import BackendState
 from tests.dataplane.harness import Client, FakeStage
-from tests.dataplane.mta import Fault
+from tests.dataplane.mta import OFFERS, Fault
 from tests.dataplane.setup import Setup
 
 
@@ -45,6 +45,23 @@ def test_limits_of_reuse(keep: dict[str, int], messages: int, connections: int) 
     assert stage.sites["A"].count == connections
     assert [c for c in stage.mtas["A"].commands if c == "QUIT"], "a worn connection is left in peace"
     assert all(session.ended != "aborted" for session in stage.mtas["A"].sessions)
+    stage.finish()
+
+
+@pytest.mark.parametrize(
+    ("limits", "connections"), [("MAILMAX=2", 3), ("RCPTMAX=9 MAILMAX=5", 1), ("RCPTMAX=1", 1)]
+)
+def test_no_more_mail_in_a_session_than_the_backend_announces(limits: str, connections: int) -> None:
+    """RFC 9422: the next one would hear an error for what nobody did wrong."""
+    stage = FakeStage()
+    mta = stage.mtas["A"]
+    mta.offers = (*OFFERS, f"LIMITS {limits}")
+    client = stage.client().hello()
+    for _ in range(5):
+        assert client.message()[-1].startswith("250")
+    assert stage.sites["A"].count == connections
+    assert all(session.ended in ("", "closed") for session in mta.sessions)
+    assert stage.record.failures == []
     stage.finish()
 
 

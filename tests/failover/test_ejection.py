@@ -150,6 +150,50 @@ def test_half_of_the_attempts_is_not_enough_if(why: str) -> None:
             out.succeeded("A", now)
 
 
+def test_half_of_the_messages_that_wait_too_long_are_enough_while_others_answer_in_time() -> None:
+    """Its checks are good, and no message fails: one that stands still behind the final dot fails nobody for 12 minutes."""
+    out = ejection()
+    out.finals("B", 20, [], 1.0)
+    out.finals("A", 10, [], 1.0)
+    for number in range(RATE_ATTEMPTS // 2 - 1):
+        assert out.finals("A", 0, [network(number % 4)], 2.0) is None
+    assert out.finals("A", 0, [network(5)], 3.0) == "10 of 20 messages waited over 5 s for their answer"
+    assert out.until_s("A") == 33.0
+    assert out.finals("A", 0, [network(6)], 4.0) is None, "it is out already"
+    assert out.due(33.0) == ["A"]
+    assert out.finals("A", 0, [network(number) for number in range(9)], 34.0) is None, "judged anew"
+
+
+@pytest.mark.parametrize(
+    "why", ["others are slow too", "nobody to compare with", "two networks", "too few", "old", "at most one"]
+)
+def test_slow_answers_are_not_enough_if(why: str) -> None:
+    out = ejection("A", "B", "D")
+    if why != "nobody to compare with":
+        out.finals("B", 20, [network(0)] * (5 if why == "others are slow too" else 0), 1.0)
+    if why == "at most one":
+        blame(out, "D", range(AFTER))
+    slow = [network(number % (2 if why == "two networks" else 6)) for number in range(40)]
+    if why == "too few":
+        slow = slow[: RATE_ATTEMPTS - 1]
+    for number, each in enumerate(slow):
+        assert out.finals("A", 0, [each], number * RATE_WINDOW_S / 8 if why == "old" else 1.0) is None
+
+
+def test_faults_before_a_long_silence_say_nothing_about_now() -> None:
+    """Two windows at most, also where nobody sent mail meanwhile to turn them."""
+    out = ejection()
+    for attempt in range(RATE_ATTEMPTS - 2):
+        out.succeeded("B", 1.0)
+        out.succeeded("D", 1.0)
+        assert out.blamed("A", network(attempt % 2), 1.0) is None
+    later = 3600.0
+    for attempt in range(3):
+        out.succeeded("B", later)
+        out.succeeded("A", later)
+        assert out.blamed("A", network(attempt), later) is None
+
+
 @dataclass(frozen=True)
 class Step:
     backend: str
@@ -185,6 +229,19 @@ def test_whatever_happens_no_more_are_out_than_may_be(steps: list[Step], at_most
         assert len(gone) <= out.limit
         assert all(now < until_s <= now + 300.0 for until_s in gone)
         assert out.next_due_s == min(gone, default=None)
+
+
+@settings(max_examples=300)
+@given(STEPS, st.integers(1, 2))
+def test_however_long_the_messages_of_two_networks_take_nobody_is_taken_out(
+    steps: list[Step], networks: int
+) -> None:
+    out = ejection()
+    now = 0.0
+    for step in steps:
+        now += step.after_s
+        slow = [] if step.network is None else [network(step.network % networks)] * 5
+        assert out.finals(step.backend, 1, slow, now) is None
 
 
 @settings(max_examples=300)

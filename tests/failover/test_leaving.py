@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from tests.dataplane.harness import Client, FakeStage, FakeWire
-from tests.dataplane.mta import Fault
+from tests.dataplane.mta import OFFERS, Fault
 from tests.dataplane.setup import Setup
 from tests.e2e.balancer import Smtplb, pool
 from tests.e2e.client import Client as RealClient
@@ -155,3 +155,22 @@ async def test_leaving_while_a_real_postfix_is_sent_a_message_again(lab: Lab, be
         await until(lambda: len(second.accepted()) > 0, "its record")
     assert [message.message_id for message in second.accepted()] == [message_id]
     assert first.accepted() == []
+
+
+def test_who_half_closes_while_waiting_for_another_backend_gets_no_further_attempt() -> None:
+    """To us it looks like a client that is gone: what the other backend took would be sent again (design 4.6)."""
+    stage = FakeStage(Setup(pools={"p": "A B"}, max_connections=1))
+    for mta in stage.mtas.values():
+        mta.offers = (*OFFERS, "CHUNKING")
+    first, second = stage.client().hello(), stage.client().hello()
+    assert first.ask("MAIL FROM:<f@a.test>", "RCPT TO:<r@b.test>")[-1].endswith("at A")
+    stage.mtas["B"].faults.append(Fault("rcpt", "close"))
+    second.send("MAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\nBDAT 4 LAST\r\nhi\r\n")
+    assert stage.record.failures == ["B fault rcpt lost"]
+    assert second.take_all() == ["250 2.1.0 Ok"], "it waits for A"
+    second.eof()
+    first.ask("RSET")
+    assert [reply[:3] for reply in second.take_all()] == ["451", "451"]
+    assert stage.taken() == {"A": 0, "B": 0}
+    assert stage.record.outcomes[-1] == "tempfail"
+    stage.finish()

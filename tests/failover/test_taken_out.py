@@ -112,6 +112,24 @@ async def test_one_client_with_a_whole_network_and_three_others_take_nobody_out(
     assert {record["smtplb.backend"] for record in blamed} == {"sick"}
 
 
+async def test_one_that_stands_still_behind_the_final_dot_is_taken_out_while_its_messages_wait(
+    begin: Begin, embed: Embed
+) -> None:
+    """Its checks are good, and it fails nobody for the 12 minutes of `timeouts.final`."""
+    still, well = await embed("still", {Verb.FINAL: Fault(delay_s=600.0)}), await embed("well")
+    balancer = await start(begin, [still, well], eject={"for": "1m"})
+    sent = [asyncio.create_task(send_from(balancer.port, source(number % 6))) for number in range(2 * 21)]
+    await asyncio.to_thread(balancer.wait_state, "still", "ejected")
+    out = (await asyncio.to_thread(balancer.backends))["still"]
+    FIGURES.info("%s", out["reason"])
+    assert out["reason"].endswith("messages waited over 5 s for their answer")
+    assert well.counts.messages == sum(task.done() for task in sent) == 21
+    for _ in range(5):
+        assert (await send_from(balancer.port, source(9))).startswith("250")
+    for task in sent:
+        task.cancel()
+
+
 ALIKE = {
     "tempfail": Fault("450 4.2.0 come again"),
     "storage": Fault("451 4.3.0 queue file write error"),

@@ -231,9 +231,12 @@ class Machine(RuleBasedStateMachine):
         names=st.sampled_from(["a", "a", "ab"]),
         limit=st.sampled_from([1, 2, 2, 3, None]),
         idle=st.sampled_from([0, 1, 5]),
+        warm=st.sampled_from([0, 0, 1, 3]),
         polite=st.booleans(),
     )
-    def begin(self, identity: IdentityMode, names: str, limit: int | None, idle: int, polite: bool) -> None:
+    def begin(
+        self, identity: IdentityMode, names: str, limit: int | None, idle: int, warm: int, polite: bool
+    ) -> None:
         self.logins_wait_for_room = polite
         self.limit, self.binds = limit, identity.binds
         self.states = dict.fromkeys(names, BackendState.UP)
@@ -251,7 +254,7 @@ class Machine(RuleBasedStateMachine):
                 Address("192.0.2.1", 25),
                 identity=identity,
                 max_connections=limit,
-                connections=ConnectionSettings(idle=idle, max_transactions=4),
+                connections=ConnectionSettings(idle=idle, warm=min(warm, idle), max_transactions=4),
             )
             for name in names
         )
@@ -455,6 +458,11 @@ class Machine(RuleBasedStateMachine):
             connection.owner.connection_expired(connection)
 
     # -- the world ---------------------------------------------------------------------------------
+
+    @rule()
+    def connections_are_opened_ahead(self) -> None:
+        for warming in self.pool.warmings:
+            warming.top_up(self.now)
 
     @rule(seconds=st.sampled_from([1.0, 11.0, 300.0]))
     def time_passes(self, seconds: float) -> None:

@@ -15,6 +15,7 @@ from smtplb.settings import (
     BackTlsMode,
     BackTlsSettings,
     Condition,
+    ConnectionSettings,
     Domains,
     IdentityMode,
     OtherRoute,
@@ -59,6 +60,32 @@ async def test_a_fail_over_under_way_goes_to_what_is_there_now() -> None:
         await stage.reload(pool(a, c))
         assert (await client.data()).startswith("250")
         assert (len(b.taken), len(c.taken)) == (0, 1)
+
+
+async def test_a_fault_of_a_backend_that_is_gone_is_told_like_any_other() -> None:
+    a, b, c = Mta("a", says={"DATA": "!abort"}), Mta("b"), Mta("c")
+    async with Stage(pool(a, b)) as stage:
+        client = await stage.client()
+        assert (await client.envelope())[-1].startswith("250")
+        assert a.open, "it began there"
+        await stage.reload(pool(c, name="q"), listener={"target": "q"})
+        assert (await client.data()).startswith("250")
+        assert (len(b.taken), stage.blamed) == (1, ["a"])
+        assert (await client.message()).startswith("250")
+        assert len(c.taken) == 1
+
+
+async def test_warm_connections_are_as_many_as_the_present_settings_say() -> None:
+    a = Mta("a")
+
+    async with Stage(pool(a)) as stage:
+        for count in (2, 4):
+            await stage.reload(pool(a, connections=ConnectionSettings(warm=count)))
+            for _ in range(6):
+                stage.worker.deadline_passed(stage.deadlines.clock())
+                await settle()
+            assert len(a.open) == count
+        await stage.reload(pool(a))
 
 
 async def test_settings_that_do_not_change_the_way_leave_connections_alone() -> None:

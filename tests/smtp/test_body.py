@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smtplb.smtp.body import TERMINATOR, BodyReader, is_lawful
+from smtplb.smtp.body import TERMINATOR, BodyReader
+from smtplb.smtp.scan import is_lawful
 from tests.effort import examples
 
 END = b"\r\n.\r\n"
