@@ -42,7 +42,8 @@ from smtplb.messages import (
 from smtplb.observe.events import Notice
 from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSettings
 
-RESTART_PAUSE_S = 1.0  # after a worker that lived shorter than this
+YOUNG_S = 1.0  # a worker that died before this age may do so again and again
+RESTART_PAUSE_S = 0.5  # after such a one; even then another one is there within a second
 ENDING_S = 2.0  # for a worker to end by itself once its socket pair is closed
 # Before a place in the scoreboard is another backend's: longer than any transaction that began at the one before.
 PLACE_RESTS_S = 7200.0
@@ -279,7 +280,7 @@ class ProcessLinks:
             self._report_settled(serial, number)
         self.restarts += 1
         lived_s = self._loop.time() - process.started_s
-        pause_s = 0.0 if lived_s >= RESTART_PAUSE_S else RESTART_PAUSE_S
+        pause_s = 0.0 if lived_s >= YOUNG_S else RESTART_PAUSE_S
         self._receive(
             Notice(
                 "error", "worker-died", f"worker {number} died ({_how(code)}); another one takes its place"
