@@ -36,8 +36,9 @@ unit: $(DEV)  ## the tests that need no real mail server, with fewer examples: a
 fuzz: $(DEV)  ## laws and campaigns with 50 times the examples and seeds, drawn anew each time: an hour or more
 	$(PYTEST) $(TOGETHER) --hypothesis-profile=fuzz -m "(hypothesis or campaign) and not $(ALONE)" -o faulthandler_timeout=0
 
-soak: $(DEV) mtas  ## the long forms of tests with real mail servers
+soak: $(DEV) mtas  ## the long forms of tests with real mail servers, then half an hour of load: is memory flat?
 	$(PYTEST) -m slow
+	$(PY) -m bench.soak
 
 bench: $(DEV) mtas  ## smtplb beside HAProxy, nginx, Haraka and nothing: half an hour on a quiet machine
 	@scripts/peers

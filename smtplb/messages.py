@@ -3,7 +3,8 @@
 Owns the message types of both directions. Does not own how they travel (controlplane/link.py).
 Invariant: plain, picklable data; a receiver never keeps a reference into the sender's live state.
 
-supervisor -> worker: Snapshot, StopAccepting, DrainSessions, ReportRequest.
+supervisor -> worker: Snapshot, StopAccepting, DrainSessions, ReportRequest, ReloadCertificates, ReopenLog.
+supervisor -> worker process, besides: WorkerStart, Handed.
 worker -> supervisor: WorkerReport, SessionsDrained, BackendsAnswered, and the events of observe/events.py.
 worker -> other workers, by way of the supervisor's process: RetriesRemembered.
 """
@@ -52,14 +53,23 @@ class BackendStanding:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """The first message to a worker process: descriptors that were handed down to it, and where its log lines go."""
+    """The first message to a worker process: who it is, and where its log lines go. `scoreboard`: a descriptor that it has."""
 
     number: int
     workers: int
-    listeners: dict[str, list[int]]  # bound and listening sockets
     scoreboard: int
     log: LogSettings
     secret: bytes = field(repr=False)  # keys the hashes of policy/affinity.py
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """To a worker process, before the first snapshot of a configuration: how many listening sockets of each listener wait on its
+    second socket pair, in this order; and where each backend has its place in the scoreboard. Replaces the one before it.
+    """
+
+    listeners: dict[str, int]
+    places: dict[BackendKey, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +77,15 @@ class Snapshot:
     """All that decides where a transaction may go. Replaces the snapshot before it as a whole.
 
     `standings` has an entry for each configured backend. `shares` has, for each group, (pool, share) in order of
-    preference; a share of 0 takes nothing. Generations only grow.
+    preference; a share of 0 takes nothing. Generations only grow, and so does `configuration`, by one with each reload: while
+    it is the same, `traffic` is, too.
     """
 
     generation: int
     traffic: TrafficSettings
     standings: dict[BackendKey, BackendStanding]
     shares: dict[str, tuple[tuple[str, int], ...]]
+    configuration: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,5 +249,18 @@ class ReloadCertificates:
     """Certificate files changed: read them again. What cannot be read leaves the old ones in use, with a Notice."""
 
 
-ToWorker = Snapshot | ReloadCertificates | StopAccepting | DrainSessions | ReportRequest | RetriesRemembered
+@dataclass(frozen=True, slots=True)
+class ReopenLog:
+    """The log file was renamed: open it anew. Means nothing to a worker that has no log of its own."""
+
+
+ToWorker = (
+    Snapshot
+    | ReloadCertificates
+    | ReopenLog
+    | StopAccepting
+    | DrainSessions
+    | ReportRequest
+    | RetriesRemembered
+)
 FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | RetriesRemembered | Event

@@ -98,13 +98,18 @@ class BalancePer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A stream address: TCP (`host` is a name or an IP address without brackets) or, with `path`, a unix socket."""
+    """A stream address: TCP (`host` is a name or an IP address without brackets) or, with `path`, a unix socket; or, with
+    `handed`, whatever sockets of that name systemd hands down (FileDescriptorName=).
+    """
 
     host: str = ""
     port: int = 0
     path: str | None = None
+    handed: str | None = None
 
     def __str__(self) -> str:
+        if self.handed is not None:
+            return f"systemd:{self.handed}"
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -202,6 +207,17 @@ class ListenerSettings:
     other_route: OtherRoute = OtherRoute.DEFER
     greeting_delay_s: float = 0.0
 
+    def met_like(self, other: ListenerSettings) -> bool:
+        """Sessions that began by these settings can go on by the others: nothing that is settled at their beginning differs."""
+        mine = (self.tls.mode, self.auth, self.auth_without_tls, self.proxy_protocol_from, self.xclient_from)
+        return mine == (
+            other.tls.mode,
+            other.auth,
+            other.auth_without_tls,
+            other.proxy_protocol_from,
+            other.xclient_from,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
@@ -276,6 +292,15 @@ class BackendSettings:
     @property
     def key(self) -> tuple[str, str]:
         return (self.pool, self.name)
+
+    def reached_like(self, other: BackendSettings) -> bool:
+        """Its connections, and what is known of its health, are good for the other settings, too."""
+        return (self.address, self.source, self.tls, self.identity) == (
+            other.address,
+            other.source,
+            other.tls,
+            other.identity,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ PATHS = (
     ("PATCH", "/api/v1/pools/POOL/backends/BACKEND", "set state and weight of a backend"),
     ("GET", "/api/v1/groups", "groups; also .../GROUP"),
     ("POST", "/api/v1/groups/GROUP/failback", "bring back the pools that are well again"),
+    ("POST", "/api/v1/reload", "read the configuration again and take it up"),
 )
 
 
@@ -159,6 +160,14 @@ class Api:
         self._log_change(request, f"{name}: fail-back", "")
         return await self.group(request)
 
+    async def reload(self, request: web.Request) -> web.Response:
+        if request.can_read_body and changes.read_object(await _body(request)):
+            raise ApiError(422, "a reload takes no keys")
+        self._log_change(request, "reload", "")
+        # A client that goes away must not end it half way.
+        made = await asyncio.shield(asyncio.ensure_future(self._control.reload()))
+        return _json(render.reload_plan(made, await self._control.status()))
+
     def _log_change(self, request: web.Request, what: str, reason: str) -> None:
         # What it leads to is told by the control plane; who did it is known here alone.
         fields: dict[str, str | int | float] = {"from": access.caller(request)}
@@ -190,6 +199,7 @@ def admin_app(control: Control, *, token: str | None, names: frozenset[str]) -> 
     add("/api/v1/groups/{group}", api.group)
     app.router.add_patch("/api/v1/pools/{pool}/backends/{backend}", api.change_backend)
     app.router.add_post("/api/v1/groups/{group}/failback", api.fail_back)
+    app.router.add_post("/api/v1/reload", api.reload)
     return app
 
 

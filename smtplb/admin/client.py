@@ -67,6 +67,9 @@ class AdminClient:
     async def fail_back(self, group: str) -> Json:
         return await self._call("POST", f"/api/v1/groups/{quote(group, safe='')}/failback")
 
+    async def reload(self) -> Json:
+        return await self._call("POST", "/api/v1/reload")
+
     async def _call(self, method: str, path: str, body: Json | None = None) -> Json:
         assert self._session is not None
         try:

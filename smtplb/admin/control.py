@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from smtplb.controlplane.supervisor import ReloadPlan
 from smtplb.controlplane.views import ReadinessView, StatusView
 from smtplb.observe.events import Event
 
@@ -40,6 +41,9 @@ class Control(Protocol):
         force: bool = False,
     ) -> None:
         """Unknown, Invalid, WouldStrand: nothing was changed."""
+
+    async def reload(self) -> ReloadPlan:
+        """ConfigErrors, NeedsRestart, BindError, CannotReload: nothing was changed."""
 
     def failback(self, group: str) -> bool:
         """False: there was nothing to bring back. Unknown: no such group."""

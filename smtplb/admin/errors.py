@@ -14,7 +14,15 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from smtplb.admin.control import Control
-from smtplb.controlplane.supervisor import Invalid, Unknown, WouldStrand
+from smtplb.controlplane.supervisor import (
+    BindError,
+    CannotReload,
+    ConfigErrors,
+    Invalid,
+    NeedsRestart,
+    Unknown,
+    WouldStrand,
+)
 from smtplb.observe.events import Notice
 
 Member = str | bool | list[str] | dict[str, bool] | list[dict[str, str]]
@@ -80,6 +88,14 @@ def answer_errors(control: Control) -> Middleware:
         except WouldStrand as error:
             detail = 'this leaves listeners without a usable backend; to do it all the same: "force": true'
             return ApiError(409, detail, listeners=list(error.listeners)).response()
+        except ConfigErrors as error:
+            return _mistakes(error).response()
+        except NeedsRestart as error:
+            return ApiError(422, _text(error), restart=list(error.keys)).response()
+        except BindError as error:
+            return ApiError(422, f"{error}; nothing was changed").response()
+        except CannotReload as error:
+            return ApiError(409, _text(error)).response()
         except TimeoutError:
             return ApiError(503, "a worker does not answer").response()
         except Exception:
@@ -92,6 +108,24 @@ def answer_errors(control: Control) -> Middleware:
             return ApiError(500, "internal error; the log has more").response()
 
     return middleware
+
+
+def _mistakes(error: ConfigErrors) -> ApiError:
+    """All of them: who mends a file wants to do it once."""
+    count = len(error.errors)
+    detail = f"the configuration has {count} mistake{'s' if count > 1 else ''}; nothing was changed"
+    mistakes = [
+        {
+            "file": each.file,
+            "line": str(each.line),
+            "column": str(each.column),
+            "key": each.key,
+            "detail": each.message,
+            "text": str(each),
+        }
+        for each in error.errors
+    ]
+    return ApiError(422, detail, errors=mistakes)
 
 
 def _text(error: Exception) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from smtplb.controlplane.supervisor import Changes, ReloadPlan
 from smtplb.controlplane.views import (
     BackendView,
     CertificateView,
@@ -43,11 +44,35 @@ def status(view: StatusView) -> Json:
             "sha256": view.config_sha256,
             "source": view.config_source,
             "loaded": when(view.config_loaded),
+            "reload_ok": view.config_reload_ok,
+            "reloads": dict(view.config_reloads),
         },
+        "worker_restarts": view.worker_restarts,
         "listeners": [listener(each) for each in view.listeners],
         "groups": [group(each) for each in view.groups],
         "pools": [pool(each) for each in view.pools],
     }
+
+
+def reload_plan(made: ReloadPlan, view: StatusView) -> Json:
+    """What a reload changed, and what is in use now."""
+    return {
+        "sha256": view.config_sha256,
+        "loaded": when(view.config_loaded),
+        "listeners": _changes(made.listeners),
+        "routes": _changes(made.routes),
+        "groups": _changes(made.groups),
+        "pools": _changes(made.pools),
+        "backends": _changes(made.backends),
+        "others": list(made.others),
+        "ends_sessions": list(made.ends_sessions),
+        "reconnects": list(made.reconnects),
+    }
+
+
+def _changes(changes: Changes) -> Json:
+    changed = {name: list(keys) for name, keys in changes.changed.items()}
+    return {"added": list(changes.added), "removed": list(changes.removed), "changed": changed}
 
 
 def problem(view: Problem) -> Json:

@@ -19,6 +19,7 @@ COMMANDS = {
     "drain": ("smtplb.cli.operate", "Give TARGET no new transactions."),
     "maint": ("smtplb.cli.operate", "Take TARGET out altogether."),
     "resume": ("smtplb.cli.operate", "Let TARGET take transactions again."),
+    "reload": ("smtplb.cli.operate", "Have the balancer read its configuration again."),
     "demo": ("smtplb.cli.demo", "Show the main job: a backend dies under load, and no mail is lost."),
     "sink": ("smtplb.cli.sink", "Be a backend that throws all mail away, with faults on request."),
 }

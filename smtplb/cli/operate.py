@@ -1,4 +1,4 @@
-"""`smtplb status`, `drain`, `maint`, `resume`: a running balancer, from the command line.
+"""`smtplb status`, `drain`, `maint`, `resume`, `reload`: a running balancer, from the command line.
 
 Owns which backends a TARGET names, waiting, and exit codes. Does not own the wire (admin/client.py) or the
 look (render.py).
@@ -25,6 +25,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from smtplb.admin.client import AdminClient, Json, Refused, Unreachable
+from smtplb.cli.plan import plan_lines
 from smtplb.cli.render import clean, flying, plain, show_status
 from smtplb.config.scalars import format_duration, positive_duration
 
@@ -220,6 +221,39 @@ def resume(
     """
     change = _change("ready", reason, None, False)
     _run(_operate(_place(context, url, socket, token_file), target, change, wait_s))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The whole answer of the admin API.")
+@_where_options
+@click.pass_context
+def reload(
+    context: click.Context, as_json: bool, url: str, socket: str | None, token_file: Path | None
+) -> None:
+    """Have the balancer read its configuration again.
+
+    What changed is said, and is in use then, without a connection lost. Exit status: 1 if the configuration
+    has mistakes or needs a restart: nothing was changed; 3 if the balancer cannot be reached.
+    """
+    plan = _run(_reload(_place(context, url, socket, token_file)))
+    if as_json:
+        click.echo(json.dumps(plan, indent=2))
+        return
+    for line in plan_lines(clean(plan)):
+        click.echo(line)
+
+
+async def _reload(place: Place) -> Json:
+    async with place.client() as client:
+        try:
+            return await client.reload()
+        except Refused as refused:
+            mistakes = [str(each.get("text", "")) for each in refused.problem.get("errors", [])]
+            if not mistakes:
+                raise
+            for mistake in mistakes:
+                click.echo(plain(mistake), err=True)
+            raise Failed(str(refused)) from None
 
 
 def _change(state: str, reason: str, for_s: float | None, force: bool) -> Json:

@@ -13,6 +13,8 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import click
 import uvloop
@@ -22,7 +24,8 @@ from smtplb.cli import collector
 from smtplb.cli.validate import DEFAULT_FILE, FILE_VARIABLE
 from smtplb.config.errors import ConfigErrors
 from smtplb.config.load import load
-from smtplb.controlplane.supervisor import BindError, Supervisor
+from smtplb.controlplane.supervisor import BindError, CannotReload, NeedsRestart, Supervisor
+from smtplb.controlplane.systemd import Handed, Notifier, take_sockets
 from smtplb.observe.events import Event, Notice
 from smtplb.observe.logs import LibraryHandler, LogWriter
 from smtplb.settings import Settings
@@ -34,11 +37,27 @@ class StartError(Exception):
     """Says what could not be had; nothing was started."""
 
 
+@dataclass(frozen=True, slots=True)
+class Systemd:
+    """What it handed down, and how it hears of us."""
+
+    handed: Handed
+    notifier: Notifier
+
+
 class Balancer:
     """Control plane, data plane and admin HTTP of one configuration. To be made inside a running loop."""
 
-    def __init__(self, settings: Settings, emit: Callable[[Event], None]) -> None:
-        self.supervisor = Supervisor(settings, emit=emit)
+    def __init__(
+        self,
+        settings: Settings,
+        emit: Callable[[Event], None],
+        read: Callable[[], Settings] | None = None,
+        systemd: Systemd | None = None,
+    ) -> None:
+        """`read`: reads the settings anew for a reload."""
+        handed, notifier = (None, None) if systemd is None else (systemd.handed, systemd.notifier)
+        self.supervisor = Supervisor(settings, emit=emit, read=read, handed=handed, notifier=notifier)
         self.admin = AdminServer(self.supervisor, settings)
         self._stopping = False
 
@@ -57,6 +76,9 @@ class Balancer:
             text = error.strerror if isinstance(error, OSError) else None
             raise StartError(text or str(error)) from error
 
+    async def reload(self) -> None:
+        await self.supervisor.reload()
+
     async def stop(self, drain_s: float | None = None) -> None:
         """Sessions first, admin HTTP last. Called again while stopping: no more delay, the new `drain_s`."""
         self._stopping = True
@@ -64,15 +86,62 @@ class Balancer:
         await self.admin.stop()
 
 
+class Hangups:
+    """What SIGHUP does. A reload is told of in the log: there is nobody else to tell."""
+
+    def __init__(self, balancer: Balancer, reopen_log: Callable[[], None], *, reloads: bool) -> None:
+        self._balancer = balancer
+        self._reopen_log = reopen_log
+        self._reloads = reloads
+        self._wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def hang_up(self) -> None:
+        self._reopen_log()
+        self._balancer.supervisor.reopen_log()
+        if not self._reloads:
+            return
+        self._wanted = (
+            True  # what changed after a reload began may not be in it: once more, however many signals come
+        )
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            try:
+                await self._balancer.reload()
+            except (ConfigErrors, NeedsRestart, BindError, CannotReload):
+                pass  # the supervisor has told
+
+
+async def _feed(notifier: Notifier, supervisor: Supervisor) -> None:
+    """The watchdog, for as long as the loop turns and every worker answers."""
+    while notifier.watchdog_s is not None:
+        try:
+            await supervisor.worker_report()
+            notifier.alive()
+        except TimeoutError:
+            pass  # systemd ends us, if it does not answer in time
+        await asyncio.sleep(notifier.watchdog_s / 3)
+
+
 async def serve(
     settings: Settings,
     emit: Callable[[Event], None],
     *,
     on_started: Callable[[Balancer], None] = lambda _: None,
+    read: Callable[[], Settings] | None = None,
+    reopen_log: Callable[[], None] = lambda: None,
+    systemd: Systemd | None = None,
 ) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second one stops at once. StartError."""
+    """Runs until SIGTERM or SIGINT, then drains; a second one stops at once. SIGHUP: the log is opened anew, and `read` reads
+    the settings for a reload. StartError.
+    """
     loop = asyncio.get_running_loop()
-    balancer = Balancer(settings, emit)
+    balancer = Balancer(settings, emit, read, systemd)
+    hangups = Hangups(balancer, reopen_log, reloads=read is not None)
     signalled = asyncio.Event()
     stops: list[asyncio.Task[None]] = []
 
@@ -82,6 +151,8 @@ async def serve(
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hangups.hang_up)
+    watchdog = None if systemd is None else loop.create_task(_feed(systemd.notifier, balancer.supervisor))
     try:
         await balancer.start()
         if not signalled.is_set():
@@ -91,7 +162,9 @@ async def serve(
         for task in stops:  # grows while we wait: the second signal's is at its end
             await task
     finally:
-        for number in STOP_SIGNALS:
+        if watchdog is not None:
+            watchdog.cancel()
+        for number in (*STOP_SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 
@@ -101,8 +174,9 @@ def run(file: str) -> None:
     """Run the balancer with the configuration in FILE.
 
     FILE defaults to $SMTPLB_CONFIG, else to /etc/smtplb/smtplb.yaml. SIGTERM or SIGINT: sessions are drained,
-    then the process ends; a second one ends it at once. SIGHUP: the log file is opened anew. Exit status: 0
-    after a stop, 1 if it could not start.
+    then the process ends; a second one ends it at once. SIGHUP: FILE is read again and taken up without losing
+    a connection, if it has no mistake; the log file is opened anew in any case. Exit status: 0 after a stop,
+    1 if it could not start.
     """
     try:
         settings = load(file)
@@ -113,24 +187,23 @@ def run(file: str) -> None:
     except OSError as error:
         raise SystemExit(_failed(f"log: {settings.log.destination}: {error.strerror}")) from None
     _raise_descriptor_limit()
+    systemd = Systemd(take_sockets(), Notifier())
     try:
-        uvloop.run(_run(settings, log))
+        uvloop.run(_run(settings, log, file, systemd))
     except StartError as error:
         raise SystemExit(_failed(str(error))) from None
     finally:
         log.close()
 
 
-async def _run(settings: Settings, log: LogWriter) -> None:
+async def _run(settings: Settings, log: LogWriter, file: str, systemd: Systemd) -> None:
     loop = asyncio.get_running_loop()
     libraries = LibraryHandler(log.emit)
     logging.getLogger().addHandler(libraries)
-    loop.add_signal_handler(signal.SIGHUP, log.reopen)
     loop.set_exception_handler(lambda _, context: log.emit(unhandled(context)))
     try:
-        await serve(settings, log.emit)
+        await serve(settings, log.emit, read=partial(load, file), reopen_log=log.reopen, systemd=systemd)
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
         logging.getLogger().removeHandler(libraries)
 
 

@@ -19,6 +19,9 @@ from smtplb.settings import Address
 
 MAX_UNIX_PATH_BYTES = 107  # sun_path of Linux is 108 with its NUL (unix(7))
 
+_HANDED = re.compile(
+    r"[A-Za-z0-9@][A-Za-z0-9_.@-]{0,254}"
+)  # of FileDescriptorName=, what needs no quotes anywhere
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
 # Underscores are no RFC 1123 host names, but container networks and hosts files hold them.
@@ -40,13 +43,18 @@ def backend_address(value: object) -> Address:
 
 def bind_addresses(value: object, directory: Path) -> tuple[Address, ...]:
     """`127.0.0.1:25`, `[::1]:25`, `localhost:25`, `:25` (both families), `unix:/path` (relative to
-    `directory`).
+    `directory`), `systemd:NAME`.
     """
     written = text(value)
     if written.startswith("unix:"):
         return (Address(path=unix_path(written.removeprefix("unix:"), directory)),)
     if written.startswith("systemd:"):
-        raise ValueError(f"{quote(written)}: socket activation is not supported in this version")
+        handed = written.removeprefix("systemd:")
+        if not _HANDED.fullmatch(handed):
+            raise ValueError(
+                f"{quote(written)}: write systemd:NAME, as FileDescriptorName= of the socket unit"
+            )
+        return (Address(handed=handed),)
     host, port_text = _split(written)
     port = _port(port_text, written)
     if not host:
@@ -66,7 +74,7 @@ def bind_address(value: object, directory: Path) -> Address:
     found = bind_addresses(value, directory)
     if len(found) > 1:
         raise ValueError(f"{quote(value)}: write one address, such as 0.0.0.0{value}")
-    if found[0].path is not None:
+    if found[0].path is not None or found[0].handed is not None:
         raise ValueError(f"{quote(value)}: write a TCP address, such as 127.0.0.1:8025")
     return found[0]
 
@@ -89,7 +97,9 @@ def unix_path(value: object, directory: Path) -> str:
 
 
 def is_loopback(address: Address) -> bool:
-    """Only this host can connect to it."""
+    """Only this host can connect to it. What systemd will hand down nobody knows here."""
+    if address.handed is not None:
+        return False
     return address.path is not None or ip_address(address.host).is_loopback
 
 

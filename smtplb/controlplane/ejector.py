@@ -17,7 +17,7 @@ from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.black_hole import BlackHoles
 from smtplb.policy.ejection import Ejection
 from smtplb.policy.limits import ClientKey, client_key, network_key
-from smtplb.settings import TrafficSettings
+from smtplb.settings import BackendSettings, TrafficSettings
 
 
 class Ejector:
@@ -33,6 +33,7 @@ class Ejector:
     ) -> None:
         self._deadlines = deadlines
         self._set_ejected = set_ejected
+        self._reached = _backends(traffic)
         self._emit = emit
         now = deadlines.clock()
         self._pools = {
@@ -46,14 +47,43 @@ class Ejector:
         self._refusals = {pool.name for pool in traffic.pools if pool.eject and pool.eject.refusals}
         self._alarm = Alarm(deadlines, self._time_is_over)
 
+    def change(self, traffic: TrafficSettings) -> list[BackendKey]:
+        """A reload. What is known of a backend stays where its pool's `eject` does and it is reached as before. Those that were
+        out and are let in, since nobody knows any more why, are given back.
+        """
+        now = self._deadlines.clock()
+        before, self._pools = self._pools, {}
+        reached, self._reached = self._reached, _backends(traffic)
+        freed = {(name, each) for name, ejection in before.items() for each in ejection.out}
+        holes, self._black_holes = self._black_holes, {}
+        self._refusals = {pool.name for pool in traffic.pools if pool.eject and pool.eject.refusals}
+        for pool in traffic.pools:
+            stays = {
+                backend.name: (old := reached.get(backend.key)) is not None and old.reached_like(backend)
+                for backend in pool.backends
+            }
+            self._black_holes[pool.name] = holes.get(pool.name) or BlackHoles([], now)
+            self._black_holes[pool.name].keep(stays)
+            if pool.eject is None:
+                continue
+            ejection = before.get(pool.name)
+            if ejection is None or ejection.settings != pool.eject:
+                ejection = Ejection(pool.eject, [], now)
+            ejection.keep(stays)
+            self._pools[pool.name] = ejection
+            freed -= {(pool.name, each) for each in ejection.out}
+        self._arm()
+        return [key for key in freed if key in self._reached]
+
     def answered(self, message: BackendsAnswered) -> None:
         now = self._deadlines.clock()
         for (pool, backend), count in message.counts.items():
-            if pool in self._pools:
+            if self._looks_at(pool, backend):
                 self._pools[pool].succeeded(backend, now, count)
-        for key, seen in message.observed.items():
+        observed = {key: seen for key, seen in message.observed.items() if key in self._reached}
+        for key, seen in observed.items():
             self._observed(key, seen, now)
-        for pool in {pool for pool, _ in message.observed}:
+        for pool in {pool for pool, _ in observed}:
             self._tell_black_holes(pool, now)
 
     def _observed(self, key: BackendKey, seen: Observed, now: float) -> None:
@@ -76,9 +106,9 @@ class Ejector:
                 self._take_out((pool, backend), words, now)
 
     def blamed(self, event: BackendBlamed) -> None:
-        ejection = self._pools.get(event.pool)
-        if ejection is None:
+        if not self._looks_at(event.pool, event.backend):
             return
+        ejection = self._pools[event.pool]
         now = self._deadlines.clock()
         reason = ejection.blamed(event.backend, _network(event.client), now)
         if reason is not None:
@@ -89,6 +119,10 @@ class Ejector:
         assert until_s is not None
         self._set_ejected(key, until_s - now, reason)
         self._arm()
+
+    def _looks_at(self, pool: str, backend: str) -> bool:
+        """Workers may still tell of one that a reload took out."""
+        return pool in self._pools and (pool, backend) in self._reached
 
     def close(self) -> None:
         self._alarm.off()
@@ -101,9 +135,14 @@ class Ejector:
         self._arm()
 
     def _arm(self) -> None:
+        self._alarm.off()
         times = [ejection.next_due_s for ejection in self._pools.values() if ejection.next_due_s is not None]
         if times:
             self._alarm.set(min(times))
+
+
+def _backends(traffic: TrafficSettings) -> dict[BackendKey, BackendSettings]:
+    return {backend.key: backend for pool in traffic.pools for backend in pool.backends}
 
 
 def _client(client: str) -> ClientKey | None:

@@ -18,15 +18,21 @@ from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import FromWorker, ToWorker
 
+Sockets = dict[str, list[socket.socket]]
+
 
 class WorkerLink(Protocol):
+    restarts: int  # of workers that died
+
     def send(self, message: ToWorker) -> None: ...
+
+    def hand(self, sockets: Sockets) -> None:
+        """The listening sockets that go with the next snapshot, which is of a new configuration. They stay the caller's."""
 
     def close(self) -> None:
         """End the worker at once; nothing arrives from it any more. send() must not be called again."""
 
 
-Sockets = dict[str, list[socket.socket]]
 OpenLink = Callable[[asyncio.AbstractEventLoop, Sockets, Callable[[FromWorker], None]], WorkerLink]
 
 
@@ -36,11 +42,15 @@ class LocalLink:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sockets: Sockets, receive: Callable[[FromWorker], None]
     ) -> None:
+        self.restarts = 0
         self._deadlines = Deadlines.of(loop)
         self._worker = Worker(loop, self._deadlines, receive, sockets)
 
     def send(self, message: ToWorker) -> None:
         self._worker.receive(message)
+
+    def hand(self, sockets: Sockets) -> None:
+        self._worker.take_sockets(sockets)
 
     def close(self) -> None:
         self._worker.close()

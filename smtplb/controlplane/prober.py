@@ -179,6 +179,7 @@ class Prober:
             for backend in backends
             if backend.check.level is not CheckLevel.OFF
         }
+        self._leaving: set[Subject] = set()  # taken out by a reload while a probe was under way
         self._due: deque[Subject] = deque()
         self._held = 0  # subjects in PROBING or CLOSING
         self._unknown = set(self._subjects)
@@ -194,6 +195,40 @@ class Prober:
                 self._move(subject, Stage.DUE)
         self._known(None)
         self._fill()
+
+    def change(self, backends: Iterable[BackendSettings], hello: str) -> None:
+        """A reload. Who is reached as before keeps its place in time, with other settings from the next probe on; new ones are
+        probed at once.
+        """
+        assert self._loop is not None
+        self._hello = hello
+        before, self._subjects = self._subjects, {}
+        for backend in backends:
+            if backend.check.level is CheckLevel.OFF:
+                continue
+            subject = before.get(backend.key)
+            if subject is not None and subject.settings.reached_like(backend):
+                del before[backend.key]
+                subject.settings = _cut_timeouts(backend)
+            else:
+                wanted = subject is None or subject.wanted  # the operator's word stays with the name
+                subject = Subject(self, backend)
+                subject.wanted = wanted
+                if wanted:
+                    self._move(subject, Stage.DUE)
+            self._subjects[backend.key] = subject
+        for subject in before.values():
+            self._let_go(subject)
+        self._unknown &= set(self._subjects)
+        self._fill()
+
+    def _let_go(self, subject: Subject) -> None:
+        subject.wanted = False
+        if subject.stage in _HELD:
+            subject.discard = True  # let it end as it should: QUIT and the 221
+            self._leaving = {each for each in self._leaving if each.stage in _HELD} | {subject}
+        else:
+            self._move(subject, Stage.REST)
 
     def want(self, key: BackendKey, wanted: bool) -> None:
         """Take a backend out of the checks, or back in: then it is probed at once. Without effect where
@@ -252,7 +287,7 @@ class Prober:
 
     def cut(self) -> None:
         """End everything at once, impolitely."""
-        for subject in self._subjects.values():
+        for subject in [*self._subjects.values(), *self._leaving]:
             subject.wanted = False
             if subject.connection is not None:
                 subject.connection.abort()

@@ -25,6 +25,7 @@ FAILING, DEGRADED = "failing", "degraded"
 # In the order in which they are listed, within a severity.
 ANCHORS = (
     "listener-unusable",
+    "reload-failed",
     "certificate",
     "pool-unusable",
     "group-failed-over",
@@ -48,9 +49,15 @@ _REPLY = re.compile(r"[45][0-9][0-9][ -]")
 
 
 def find_problems(
-    listeners: list[ListenerView], groups: list[GroupView], pools: list[PoolView], *, now: float, phase: str
+    listeners: list[ListenerView],
+    groups: list[GroupView],
+    pools: list[PoolView],
+    *,
+    now: float,
+    phase: str,
+    reload_failure: str = "",
 ) -> list[Problem]:
-    """`now`: unix time. `phase`: "starting" | "serving" | "stopping" | "stopped"."""
+    """`now`: unix time. `phase`: "starting" | "serving" | "stopping" | "stopped". `reload_failure`: of the last reload."""
     by_name = {pool.name: pool for pool in pools}
     found = [problem for listener in listeners for problem in _listener(listener, by_name)]
     found += [problem for listener in listeners for problem in _certificates(listener, now)]
@@ -60,6 +67,16 @@ def find_problems(
     found += [problem for group in groups for problem in _group(group)]
     found += [problem for pool in pools for backend in pool.backends for problem in _backend(backend, now)]
     found += _phase(phase)
+    if reload_failure:
+        found.append(
+            Problem(
+                DEGRADED,
+                "configuration",
+                f"not reloaded: {reload_failure}; the one before stays in use",
+                "what does `smtplb validate` say? Then `smtplb reload`",
+                "reload-failed",
+            )
+        )
     found.sort(key=lambda problem: (problem.severity != FAILING, ANCHORS.index(problem.anchor)))
     return found
 

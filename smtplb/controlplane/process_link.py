@@ -3,6 +3,9 @@
 Owns starting, watching and replacing worker processes, and putting their reports together. Does not own what they do.
 Invariant: every worker has the latest snapshot; a dead one is replaced, its sockets stay open here meanwhile, so clients
 that connect wait in the queue and are not refused. A worker ends when its socket pair does: none outlives this process.
+
+Listening sockets reach a worker by SCM_RIGHTS, at its start as well as at a reload, on a socket pair of their own: uvloop's
+transports cannot carry descriptors. They are sent before the message that speaks of them, so that a worker never waits.
 """
 
 from __future__ import annotations
@@ -19,33 +22,43 @@ from functools import partial
 from typing import cast
 
 from smtplb.controlplane.link import LocalLink, OpenLink, Sockets
-from smtplb.controlplane.reports import merged
+from smtplb.controlplane.reports import ended, merged
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.framing import FrameReader, frame
 from smtplb.messages import (
+    BackendKey,
     DrainSessions,
     FromWorker,
+    Handed,
     ReportRequest,
     RetriesRemembered,
     SessionsDrained,
     Snapshot,
+    StopAccepting,
     ToWorker,
     WorkerReport,
     WorkerStart,
 )
 from smtplb.observe.events import Notice
-from smtplb.settings import LogSettings, Settings
+from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSettings
 
-RESTART_PAUSE_S = 1.0  # after a worker that lived shorter than this
+YOUNG_S = 1.0  # a worker that died before this age may do so again and again
+RESTART_PAUSE_S = 0.5  # after such a one; even then another one is there within a second
 ENDING_S = 2.0  # for a worker to end by itself once its socket pair is closed
+# Before a place in the scoreboard is another backend's: longer than any transaction that began at the one before.
+PLACE_RESTS_S = 7200.0
+DESCRIPTORS_AT_A_TIME = 200  # SCM_MAX_FD is 253 (unix(7))
 
 
 class _Process(asyncio.Protocol):
-    """One worker process and its end of the socket pair."""
+    """One worker process and our ends of its socket pairs."""
 
-    def __init__(self, number: int, links: ProcessLinks, ours: socket.socket) -> None:
+    def __init__(
+        self, number: int, links: ProcessLinks, ours: socket.socket, descriptors: socket.socket
+    ) -> None:
         self.number = number
         self._ours = ours
+        self._descriptors = descriptors
         self._links = links
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
@@ -64,8 +77,25 @@ class _Process(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame(message))
 
+    @property
+    def connected(self) -> bool:
+        """What is sent arrives. Before that the process is only now coming up, and gets the latest of everything."""
+        return self._transport is not None
+
+    def hand(self, sockets: Sockets, places: dict[BackendKey, int]) -> None:
+        """Its listening sockets, and where backends are in the scoreboard. For the snapshot that follows."""
+        descriptors = [sock.fileno() for socks in sockets.values() for sock in socks]
+        try:
+            for at in range(0, len(descriptors), DESCRIPTORS_AT_A_TIME):
+                socket.send_fds(self._descriptors, [b"."], descriptors[at : at + DESCRIPTORS_AT_A_TIME])
+        except OSError:  # it does not read: it hangs, or has ended. Another one takes its place.
+            self.close()
+            return
+        self.send(Handed({name: len(socks) for name, socks in sockets.items()}, places))
+
     def close(self) -> None:
         """At once, not with the loop's next turn: somebody may be about to wait for the process."""
+        self._descriptors.close()
         try:
             self._ours.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -89,11 +119,16 @@ class ProcessLinks:
         self._loop = loop
         self._sockets = sockets
         self._receive = receive
-        self._draining = False
+        self._draining: DrainSessions | None = None
         self._count = count
         self._log = log
         self._snapshot: Snapshot | None = None
         self._scoreboard: Scoreboard | None = None
+        self._placed: dict[
+            BackendKey, tuple[BackendSettings, int]
+        ] = {}  # settings and place in the scoreboard
+        self._freed: dict[int, float] = {}  # places of backends that are gone -> since when
+        self._places = 0  # how many there are
         self._secret = secrets.token_bytes(16)  # the same for a replaced worker: what others know still holds
         self._processes: list[_Process | None] = [None] * count
         self._closing = False
@@ -113,22 +148,29 @@ class ProcessLinks:
 
     def send(self, message: ToWorker) -> None:
         if isinstance(message, Snapshot):
-            first = self._snapshot is None
-            self._snapshot = message
-            if first:
-                keys = [backend.key for pool in message.traffic.pools for backend in pool.backends]
-                self._scoreboard = Scoreboard.create(self._count, keys)
+            before, self._snapshot = self._snapshot, message
+            if before is None:
+                self._scoreboard = Scoreboard.create(self._count)
+                self._place(message.traffic)
                 for number in range(self._count):
                     self._start(number)
                 return
+            if before.configuration != message.configuration:
+                self._place(message.traffic)
+                for process in self._processes:
+                    if process is not None and process.connected:
+                        self._hand(process)
         elif isinstance(message, ReportRequest):
             self._ask(message)
             return
         elif isinstance(message, DrainSessions):
-            self._draining = True
+            self._draining = message
         for process in self._processes:
             if process is not None:
                 process.send(message)
+
+    def hand(self, sockets: Sockets) -> None:
+        self._sockets = sockets
 
     def close(self) -> None:
         self._closing = True
@@ -146,44 +188,79 @@ class ProcessLinks:
     # -- processes ---------------------------------------------------------------------------------
 
     def _start(self, number: int) -> None:
-        """Exec, never fork a running loop: `python -m smtplb.cli.worker FD` with the sockets handed down."""
+        """Exec, never fork a running loop: `python -m smtplb.cli.worker FD FD`."""
         assert self._scoreboard is not None
         ours, theirs = socket.socketpair()
-        process = _Process(number, self, ours)
-        listeners = {
-            name: [s.fileno() for s in socks[number :: self._count]] for name, socks in self._sockets.items()
-        }
-        handed_down = [fd for fds in listeners.values() for fd in fds]
+        # Packets: what belongs together is read together.
+        our_descriptors, their_descriptors = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        our_descriptors.setblocking(False)
+        process = _Process(number, self, ours, our_descriptors)
+        handed_down = [theirs.fileno(), their_descriptors.fileno()]
         child = subprocess.Popen(
-            [sys.executable, "-m", "smtplb.cli.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno(), self._scoreboard.descriptor, *handed_down],
+            [sys.executable, "-m", "smtplb.cli.worker", *map(str, handed_down)],
+            pass_fds=[*handed_down, self._scoreboard.descriptor],
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
+        their_descriptors.close()
         process.child = child
         process.started_s = self._loop.time()
         process.pidfd = os.pidfd_open(child.pid)
         self._loop.add_reader(process.pidfd, self._ended, process)
         self._processes[number] = process
-        task = self._loop.create_task(self._connect(process, ours, listeners))
+        task = self._loop.create_task(self._connect(process, ours))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _connect(self, process: _Process, ours: socket.socket, listeners: dict[str, list[int]]) -> None:
-        assert self._snapshot is not None and self._scoreboard is not None
+    async def _connect(self, process: _Process, ours: socket.socket) -> None:
         ours.setblocking(False)
         await self._loop.create_connection(lambda: process, sock=ours)
+        assert self._snapshot is not None and self._scoreboard is not None
         process.send(
             WorkerStart(
                 number=process.number,
                 workers=self._count,
-                listeners=listeners,
                 scoreboard=self._scoreboard.descriptor,
                 log=self._log,
                 secret=self._secret,
             )
         )
+        self._hand(process)
         process.send(self._snapshot)
+        if self._draining is not None:  # meanwhile we began to stop
+            process.send(StopAccepting())
+            process.send(self._draining)
+
+    def _hand(self, process: _Process) -> None:
+        number = process.number
+        own = {name: socks[number :: self._count] for name, socks in self._sockets.items()}
+        process.hand(own, {key: place for key, (_, place) in self._placed.items()})
+
+    def _place(self, traffic: TrafficSettings) -> None:
+        """A backend that is reached as before keeps its place, since workers keep its connections."""
+        assert self._scoreboard is not None
+        before, self._placed = self._placed, {}
+        for pool in traffic.pools:
+            for backend in pool.backends:
+                known = before.get(backend.key)
+                if known is not None and known[0].reached_like(backend):
+                    place = before.pop(backend.key)[1]
+                else:
+                    place = self._free_place()
+                self._placed[backend.key] = (backend, place)
+        self._freed.update((place, self._loop.time()) for _, place in before.values())
+        self._scoreboard.grow(self._places)
+
+    def _free_place(self) -> int:
+        """A new one, or one that nobody can have a connection at any more."""
+        assert self._scoreboard is not None
+        free_since_s = self._loop.time() - PLACE_RESTS_S
+        for place, since_s in self._freed.items():
+            if since_s < free_since_s and self._scoreboard.is_empty(place):
+                del self._freed[place]
+                return place
+        self._places += 1
+        return self._places - 1
 
     def _ended(self, process: _Process) -> None:
         """Its pidfd became readable: the process is gone."""
@@ -197,25 +274,30 @@ class ProcessLinks:
             self._scoreboard.clear(number)
         last = self._last.pop(number, None)
         if last is not None:
-            self._retired = merged([last, *([self._retired] if self._retired else [])], last.serial)
+            counted = [ended(last), *([self._retired] if self._retired else [])]
+            self._retired = merged(counted, last.serial)
         for serial in list(self._asked):
             self._report_settled(serial, number)
         self.restarts += 1
         lived_s = self._loop.time() - process.started_s
-        pause_s = 0.0 if lived_s >= RESTART_PAUSE_S else RESTART_PAUSE_S
+        pause_s = 0.0 if lived_s >= YOUNG_S else RESTART_PAUSE_S
         self._receive(
             Notice(
                 "error", "worker-died", f"worker {number} died ({_how(code)}); another one takes its place"
             )
         )
-        if self._draining:
+        if self._draining is not None:
             self._settle_drained(number, 0)
             return
         timer = self._loop.call_later(pause_s, self._restart, number)
         self._timers.add(timer)
 
     def _restart(self, number: int) -> None:
-        if not self._closing:
+        if self._closing:
+            return
+        if self._draining is not None:
+            self._settle_drained(number, 0)
+        else:
             self._start(number)
 
     def _end(self, process: _Process) -> None:

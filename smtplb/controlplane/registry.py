@@ -92,6 +92,11 @@ class BackendRecord:
     )
     warm_alarm: Alarm | None = None
 
+    def turn_off(self) -> None:
+        self.until_alarm.off()
+        if self.warm_alarm is not None:
+            self.warm_alarm.off()
+
     @property
     def weight(self) -> int:
         return self.settings.weight if self.operator.weight is None else self.operator.weight
@@ -141,26 +146,76 @@ class Registry:
         self._publish = publish
         self._checks_wanted = checks_wanted
         self._generation = 0
+        self._configuration = 0
         self._open = False
         self._publication_due = False
         self._closed = False
-        now = wall()
         self.backends: dict[BackendKey, BackendRecord] = {}
+        self._by_pool: dict[str, list[BackendRecord]] = {}
+        self.groups: dict[str, GroupRecord] = {}
+        self._take(traffic)
+        self._group_alarm = Alarm(deadlines, self._group_time_came)
+
+    def change(self, traffic: TrafficSettings) -> None:
+        """A reload; publish() follows. What the operator set stays with the name; health stays where the backend is reached
+        as before.
+        """
+        self.traffic = traffic
+        self._configuration += 1
+        self._take(traffic)
+
+    def _take(self, traffic: TrafficSettings) -> None:
+        now = self._wall()
+        before, self.backends = self.backends, {}
         for pool in traffic.pools:
             for backend in pool.backends:
-                self.backends[backend.key] = self._new_record(backend, now)
-        for pool in traffic.pools:
-            for backend in pool.backends:
-                self._prepare_slow_start(self.backends[backend.key], pool.slow_start_s)
-        self._by_pool: dict[str, list[BackendRecord]] = {
+                record = before.pop(backend.key, None)
+                if record is not None and record.settings.reached_like(backend):
+                    self._change_record(record, backend)
+                else:
+                    record = self._replaced(record, self._new_record(backend, now))
+                self.backends[backend.key] = record
+                self._prepare_slow_start(record, pool.slow_start_s)
+        for record in before.values():
+            record.turn_off()
+        self._by_pool = {
             pool.name: [self.backends[backend.key] for backend in pool.backends] for pool in traffic.pools
         }
         self._routes = {route.name: route for route in traffic.routes}
-        self.groups: dict[str, GroupRecord] = {}
+        known, self.groups = self.groups, {}
         for group in traffic.groups:
-            shares = group_shares(group)
-            self.groups[group.name] = GroupRecord(shares, now, shares.shares)
-        self._group_alarm = Alarm(deadlines, self._group_time_came)
+            old = known.get(group.name)
+            if old is not None and old.shares.settings == group:
+                self.groups[group.name] = old
+            else:
+                shares = group_shares(group)
+                self.groups[group.name] = GroupRecord(shares, now, shares.shares)
+
+    def _change_record(self, record: BackendRecord, backend: BackendSettings) -> None:
+        """The same backend by other settings."""
+        old, record.settings = record.settings, backend
+        record.track.change(backend.check)
+        if old.check.level is not backend.check.level:
+            record.check_reason = _reason_without_result(record.track)
+        if record.operator.weight == backend.weight:
+            record.operator.weight = None
+        self._settle(record)
+
+    def _replaced(self, old: BackendRecord | None, new: BackendRecord) -> BackendRecord:
+        """Another backend under the name of one that there was: the operator's word and the counts of checks go on."""
+        if old is None:
+            return new
+        old.turn_off()
+        new.operator, new.checks = old.operator, old.checks
+        new.checks.last = new.checks.last_at = None
+        if new.operator.weight == new.settings.weight:
+            new.operator.weight = None
+        if new.operator.until is not None:
+            new.until_alarm.set(self._deadlines.clock() + max(0.0, new.operator.until - self._wall()))
+        self._settle(
+            new, f"operator: {new.operator.state}" if new.operator.state is not OperatorState.READY else ""
+        )
+        return new
 
     def _new_record(self, backend: BackendSettings, now: float) -> BackendRecord:
         track = CheckTrack(backend.check)
@@ -176,8 +231,12 @@ class Registry:
 
     def _prepare_slow_start(self, record: BackendRecord, slow_start_s: float) -> None:
         record.slow_start_s = slow_start_s
-        if slow_start_s:
+        if slow_start_s and record.warm_alarm is None:
             record.warm_alarm = Alarm(self._deadlines, lambda: self._settle(record))
+        elif not slow_start_s and record.warm_alarm is not None:
+            record.warm_alarm.off()
+            record.warm_alarm = record.warm_since_s = None
+            self._settle(record)
 
     # Reading.
 
@@ -294,13 +353,15 @@ class Registry:
         self._open = True
         self._publish_now()
 
+    def publish(self) -> None:
+        """Now, whatever turn of the loop it is."""
+        self._publish_now()
+
     def close(self) -> None:
         self._closed = True
         self._group_alarm.off()
         for record in self.backends.values():
-            record.until_alarm.off()
-            if record.warm_alarm is not None:
-                record.warm_alarm.off()
+            record.turn_off()
 
     # Within.
 
@@ -408,6 +469,7 @@ class Registry:
                 traffic=self.traffic,
                 standings={key: record.standing for key, record in self.backends.items()},
                 shares={name: group.told for name, group in self.groups.items()},
+                configuration=self._configuration,
             )
         )
 

@@ -6,11 +6,21 @@ Invariant: the sum of reports is independent of their order; a worker that repor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 from smtplb.messages import BackendReport, Histogram, ListenerReport, PoolReport, WorkerReport
 
 K = TypeVar("K")
+
+
+def ended(report: WorkerReport) -> WorkerReport:
+    """What is left of a worker that is gone: its counters, and nothing of what was going on."""
+    return replace(
+        report,
+        listeners=[replace(each, accepting=False, sessions_open=0) for each in report.listeners],
+        backends=[replace(each, in_flight=0, idle=0, leased=0, connecting=0) for each in report.backends],
+    )
 
 
 def merged(reports: list[WorkerReport], serial: int) -> WorkerReport:

@@ -2,7 +2,7 @@
 
 Owns the sockets of every listener from bind to close, and the files of unix sockets. Does not own accepting
 (the workers do).
-Invariant: when bind_listeners() raises, no socket of it is open and no file of it is left.
+Invariant: when bind_listeners() raises, no socket that it opened is open and no file of it is left.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable
 from typing import Any
 
+from smtplb.controlplane.systemd import Handed
 from smtplb.settings import Address, ListenerSettings
 
 BACKLOG = 4096  # connections; the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
@@ -29,7 +30,8 @@ class ListeningSockets:
 
     def __init__(self) -> None:
         self.by_listener: dict[str, list[socket.socket]] = {}
-        self._paths: list[tuple[str, int]] = []  # unix socket files that are ours: path, inode
+        self._by_bind: dict[Address, list[socket.socket]] = {}  # as it is written in the configuration
+        self._paths: dict[str, int] = {}  # unix socket files that are ours -> inode
 
     @property
     def bound(self) -> dict[str, list[Address]]:
@@ -40,35 +42,76 @@ class ListeningSockets:
         }
 
     def close(self) -> None:
-        for socks in self.by_listener.values():
-            for sock in socks:
+        self._close(self._by_bind)
+
+    def close_others(self, kept: ListeningSockets) -> None:
+        """All that are not among `kept` as well."""
+        self._close([bind for bind in self._by_bind if bind not in kept._by_bind])
+
+    def _close(self, binds: Iterable[Address]) -> None:
+        for bind in list(binds):
+            for sock in self._by_bind.pop(bind):
                 sock.close()
-        for path, inode in self._paths:
-            # Only our own file: a successor may have put its own in the place already.
-            try:
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
-            except OSError:
-                pass
-        self._paths.clear()
+            if bind.path is not None and bind.path in self._paths:
+                # Only our own file: a successor may have put its own in the place already.
+                _unlink_own(bind.path, self._paths.pop(bind.path))
+
+    def _take(self, listener: str, bind: Address, others: ListeningSockets) -> bool:
+        """The sockets that others have of this address, if they have any."""
+        socks = others._by_bind.get(bind)
+        if socks is None:
+            return False
+        self._add(listener, bind, socks)
+        if bind.path is not None:
+            self._paths[bind.path] = others._paths[bind.path]
+        return True
+
+    def _take_handed(self, listener: str, bind: Address, copies: int, handed: Handed) -> None:
+        """What systemd handed down under that name stays open there whatever we do: a restart loses nobody who waits."""
+        name = bind.handed or ""
+        if name not in handed:
+            names = ", ".join(sorted(handed)) or "none"
+            raise OSError(errno.ENOENT, f"systemd handed down no socket of this name; there are: {names}")
+        by_address: dict[Any, list[socket.socket]] = {}
+        for sock in handed[name]:
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                raise OSError(
+                    errno.EINVAL, "systemd handed down something that is no listening stream socket"
+                )
+            by_address.setdefault((sock.family, sock.getsockname()), []).append(sock)
+        for socks in by_address.values():
+            if len(socks) > copies:
+                text = f"systemd handed down {len(socks)} sockets of {_address_of(socks[0])}"
+                raise OSError(errno.EINVAL, f"{text}, and there are workers for {copies}")
+            # One for each worker (ReusePort=yes, the address as often as there are workers), else they share a queue.
+            for place in range(copies):
+                own = socks[place % len(socks)].dup()
+                own.setblocking(False)
+                self._add(listener, bind, [own])
 
     def _bind(self, listener: str, bind: Address, copies: int) -> None:
-        socks = self.by_listener.setdefault(listener, [])
         if bind.path is not None:
             _remove_stale(bind.path)
             one = _bound_socket(socket.AF_UNIX, bind.path)
-            self._paths.append((bind.path, os.stat(bind.path).st_ino))
+            self._paths[bind.path] = os.stat(bind.path).st_ino
             # Unix sockets know no SO_REUSEPORT: the workers share one queue.
-            socks += [one, *(one.dup() for _ in range(copies - 1))]
+            self._add(listener, bind, [one, *(one.dup() for _ in range(copies - 1))])
             return
         found = socket.getaddrinfo(
             bind.host or "0.0.0.0", bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, _, _, _, where in dict.fromkeys(found):
             first = _bound_socket(family, where, shared=copies > 1)
-            socks.append(first)
+            self._add(listener, bind, [first])
             # A shared queue would starve some workers of long sessions; the kernel spreads over one each.
-            socks += [_bound_socket(family, first.getsockname(), shared=True) for _ in range(copies - 1)]
+            for _ in range(copies - 1):
+                self._add(listener, bind, [_bound_socket(family, first.getsockname(), shared=True)])
+
+    def _add(self, listener: str, bind: Address, socks: list[socket.socket]) -> None:
+        self._by_bind.setdefault(bind, []).extend(socks)
+        self.by_listener.setdefault(listener, []).extend(socks)
 
 
 def _bound_socket(family: int, where: Any, *, shared: bool = False) -> socket.socket:
@@ -90,20 +133,32 @@ def _bound_socket(family: int, where: Any, *, shared: bool = False) -> socket.so
     return sock
 
 
-def bind_listeners(listeners: Iterable[ListenerSettings], *, copies: int = 1) -> ListeningSockets:
+def bind_listeners(
+    listeners: Iterable[ListenerSettings],
+    *,
+    copies: int = 1,
+    held: ListeningSockets | None = None,
+    handed: Handed | None = None,
+) -> ListeningSockets:
     """Bind every address of every listener, then listen on all: clients queue from then on. BindError if
-    any fails. `copies`: one socket of each address for each worker, side by side in the lists.
+    any fails. `copies`: one socket of each address for each worker, side by side in the lists. `held`: those of addresses that
+    are bound already are taken over from there, and stay open whatever happens. `handed`: by systemd.
     """
-    sockets = ListeningSockets()
+    sockets, held = ListeningSockets(), held or ListeningSockets()
     listeners = list(listeners)
     for listener in listeners:
         for bind in listener.binds:
             try:
-                sockets._bind(listener.name, bind, copies)
+                if sockets._take(listener.name, bind, held):
+                    continue
+                if bind.handed is not None:
+                    sockets._take_handed(listener.name, bind, copies, handed or {})
+                else:
+                    sockets._bind(listener.name, bind, copies)
             except OSError as error:
                 if _only_half_missing(listener, bind, error):
                     continue
-                sockets.close()
+                sockets.close_others(held)
                 raise BindError(f"listener {listener.name}: {bind}: {_words(error)}") from error
     for name, socks in sockets.by_listener.items():
         for sock in socks:
@@ -111,7 +166,7 @@ def bind_listeners(listeners: Iterable[ListenerSettings], *, copies: int = 1) ->
                 sock.listen(BACKLOG)  # two sockets may bind an address with SO_REUSEADDR; only one may listen
             except OSError as error:
                 text = f"listener {name}: {_address_of(sock)}: {_words(error)}"
-                sockets.close()
+                sockets.close_others(held)
                 raise BindError(text) from error
     return sockets
 
@@ -121,6 +176,14 @@ def _only_half_missing(listener: ListenerSettings, bind: Address, error: OSError
     if bind.host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
         return False
     return Address(host="0.0.0.0", port=bind.port) in listener.binds
+
+
+def _unlink_own(path: str, inode: int) -> None:
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except OSError:
+        pass
 
 
 def _remove_stale(path: str) -> None:

@@ -8,7 +8,7 @@ Invariant: either everything is bound and running or nothing is; readiness() is 
 Start: bind all, start the checks, wait for the first round of them (FIRST_ROUND_S at most), then let the
 worker accept. Clients that come in between wait in the queues of the bound sockets: nobody is refused, and
 nobody's first message is sent to a backend that nobody has looked at. Stop: readyz says no for
-`shutdown.delay`, then sessions are drained, then all is closed.
+`shutdown.delay`, then sessions are drained, then all is closed. Reload: reloader.py prepares, _switch() is one turn of the loop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from importlib import metadata
 from random import random
 
+from smtplb.config.diff import Changes, ReloadPlan
+from smtplb.config.errors import ConfigErrors
 from smtplb.controlplane import problems as trouble
 from smtplb.controlplane.certificate_watch import CertificateWatch
 from smtplb.controlplane.ejector import Ejector
@@ -26,8 +28,10 @@ from smtplb.controlplane.link import OpenLink, WorkerLink
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.prober import Prober
 from smtplb.controlplane.process_link import link_for
-from smtplb.controlplane.registry import Registry
+from smtplb.controlplane.registry import CheckResult, Registry
+from smtplb.controlplane.reloader import CannotReload, NeedsRestart, Reloader
 from smtplb.controlplane.sockets import BindError, ListeningSockets, bind_listeners
+from smtplb.controlplane.systemd import Handed, Notifier
 from smtplb.controlplane.views import GroupView, ListenerView, PoolView, ReadinessView, StatusView
 from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.deadlines import Deadlines
@@ -37,6 +41,7 @@ from smtplb.messages import (
     DrainSessions,
     FromWorker,
     ReloadCertificates,
+    ReopenLog,
     ReportRequest,
     RetriesRemembered,
     SessionsDrained,
@@ -48,7 +53,18 @@ from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.health import OperatorState
 from smtplb.settings import Address, Policy, Settings
 
-__all__ = ["BindError", "Invalid", "Supervisor", "Unknown", "WouldStrand"]
+__all__ = [
+    "BindError",
+    "CannotReload",
+    "Changes",
+    "ConfigErrors",
+    "Invalid",
+    "NeedsRestart",
+    "ReloadPlan",
+    "Supervisor",
+    "Unknown",
+    "WouldStrand",
+]
 
 FIRST_ROUND_S = 2.0  # backends answer in milliseconds; one that hangs must not keep the others from serving
 REPORT_S = 2.0  # a worker that does not answer in this time is not alive
@@ -80,13 +96,25 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, *, emit: Callable[[Event], None], open_link: OpenLink | None = None
+        self,
+        settings: Settings,
+        *,
+        emit: Callable[[Event], None],
+        open_link: OpenLink | None = None,
+        read: Callable[[], Settings] | None = None,
+        handed: Handed | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
+        """`read` reads the settings anew for a reload; None: they cannot be. `handed`: listening sockets from systemd.
+        `notifier`: how it hears of us.
+        """
         self.settings = settings
         self.emit = emit
         if open_link is None:
             open_link = link_for(settings)
         self._open_link = open_link
+        self._handed = handed
+        self._notifier = notifier
         self.bound: dict[str, list[Address]] = {}
         self._started_at = time.time()
         self._phase = "starting"  # serving | stopping | stopped
@@ -120,11 +148,23 @@ class Supervisor:
             interval_s=lambda key: self._registry.backends[key].track.next_interval_s(random),
             is_certain=lambda key: self._registry.backends[key].track.surely_up,
         )
-        self._certificates = CertificateWatch(
+        self._certificates = self._watch_of(settings)
+        self._reloader = Reloader(
+            read,
+            current=lambda: self.settings if self._phase == "serving" else None,
+            bind=self._bind,
+            switch=self._switch,
+            unbind=lambda sockets: sockets.close_others(self._held),
+            deadlines=self._deadlines,
+            emit=emit,
+        )
+
+    def _watch_of(self, settings: Settings) -> CertificateWatch:
+        return CertificateWatch(
             settings.traffic,
             deadlines=self._deadlines,
             wall=time.time,
-            emit=emit,
+            emit=self.emit,
             changed=self._certificates_changed,
         )
 
@@ -135,7 +175,7 @@ class Supervisor:
         if self._sockets is not None:
             raise AssertionError("started twice")
         loop = asyncio.get_running_loop()
-        self._sockets = bind_listeners(self.settings.traffic.listeners, copies=self.settings.workers)
+        self._sockets = self._bind(self.settings)
         try:
             self.bound = self._sockets.bound
             self._link = self._open_link(loop, self._sockets.by_listener, self._from_worker)
@@ -157,6 +197,70 @@ class Supervisor:
                 self._notice(
                     "listening", f"listener {name} on {address}", listener=name, address=str(address)
                 )
+        self._tell_ready()
+
+    async def reload(self) -> ReloadPlan:
+        """Read the configuration anew and take it up, with all workers. ConfigErrors, NeedsRestart, BindError, CannotReload:
+        nothing was changed.
+        """
+        if self._notifier is not None and self._phase == "serving":
+            self._notifier.reloading()
+        try:
+            made = await self._reloader.reload()
+            await self.worker_report()  # messages keep their order: who answers has taken it up
+        except TimeoutError:
+            pass  # it will, or another one takes its place
+        finally:
+            if self._phase == "serving":
+                self._tell_ready()
+        return made
+
+    def _tell_ready(self) -> None:
+        if self._notifier is None:
+            return
+        traffic, reloads = self.settings.traffic, self._reloader.reloads
+        backends = sum(len(pool.backends) for pool in traffic.pools)
+        facts = f"config {self.settings.sha256[:6]}, {len(traffic.listeners)} listeners, {backends} backends"
+        self._notifier.ready(facts + (f"; not reloaded: {reloads.failure}" if reloads.failure else ""))
+
+    def reopen_log(self) -> None:
+        """Of workers that have one of their own."""
+        if self._link is not None and self._phase != "stopped":
+            self._link.send(ReopenLog())
+
+    @property
+    def _held(self) -> ListeningSockets:
+        return self._sockets if self._sockets is not None else ListeningSockets()
+
+    def _bind(self, settings: Settings) -> ListeningSockets:
+        return bind_listeners(
+            settings.traffic.listeners, copies=settings.workers, held=self._held, handed=self._handed
+        )
+
+    def _switch(
+        self, settings: Settings, sockets: ListeningSockets, results: dict[BackendKey, CheckResult]
+    ) -> None:
+        """The one moment of a reload: everything before the next turn of the loop. `results`: of a look at new backends."""
+        link, traffic = self._link, settings.traffic
+        assert link is not None
+        self.settings = settings
+        self._certificates.close()
+        self._certificates = self._watch_of(settings)
+        self._certificates.start()
+        reload_client_contexts()
+        self._registry.change(traffic)
+        backends = [backend for pool in traffic.pools for backend in pool.backends]
+        self._prober.change(backends, traffic.hostname)
+        for key in self._ejector.change(traffic):
+            self._registry.set_ejected(key, None, "the rule for ejection has changed")
+        for key, result in results.items():
+            if self._registry.backends[key].operator.state is not OperatorState.MAINT:
+                self._registry.check_result(key, result)
+        link.hand(sockets.by_listener)
+        self._registry.publish()
+        self._held.close_others(sockets)
+        self._sockets, self.bound = sockets, sockets.bound
+        self._notice("reloaded", f"config {settings.sha256[:6]} loaded", sha256=settings.sha256)
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Stop in order; returns when all is closed. Called again meanwhile: the delay ends, `drain_s`
@@ -175,6 +279,8 @@ class Supervisor:
         link, sockets = self._link, self._sockets
         serving = self._phase == "serving"
         self._phase = "stopping"
+        if self._notifier is not None:
+            self._notifier.stopping()
         self._notice("stopping", f"stopping; sessions have {self._drain_s:g} s", drain_s=self._drain_s)
         try:
             if serving and link is not None and sockets is not None:
@@ -233,7 +339,15 @@ class Supervisor:
         """Everything, in one picture."""
         picture = await self._picture()
         listeners, groups, pools = picture.listeners(), picture.groups(), picture.pools()
-        found = trouble.find_problems(listeners, groups, pools, now=time.time(), phase=self._phase)
+        reloads = self._reloader.reloads
+        found = trouble.find_problems(
+            listeners,
+            groups,
+            pools,
+            now=time.time(),
+            phase=self._phase,
+            reload_failure=reloads.failure,
+        )
         return StatusView(
             hostname=self.settings.traffic.hostname,
             version=version(),
@@ -241,7 +355,10 @@ class Supervisor:
             started=self._started_at,
             config_sha256=self.settings.sha256,
             config_source=self.settings.source,
-            config_loaded=self._started_at,
+            config_loaded=reloads.loaded_at,
+            config_reload_ok=not reloads.failure,
+            config_reloads={"ok": reloads.ok, "failed": reloads.failed},
+            worker_restarts=0 if self._link is None else self._link.restarts,
             problems=found,
             listeners=listeners,
             groups=groups,
@@ -279,6 +396,11 @@ class Supervisor:
         if not reasons and not ignore_backends and not usable:
             reasons = [f"no backend of {targets[listener]} is usable"]
         return ReadinessView(not reasons, reasons, {listener: usable})
+
+    @property
+    def phase(self) -> str:
+        """starting | serving | stopping | stopped"""
+        return self._phase
 
     def live(self) -> bool:
         """The supervisor's loop runs, since it answers; a worker in this process runs on the same loop."""

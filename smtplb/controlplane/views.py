@@ -152,6 +152,8 @@ class StatusView:
     groups: list[GroupView]
     pools: list[PoolView]
     config_reload_ok: bool = True  # the last reload, or the first load, succeeded
+    config_reloads: dict[str, int] = field(default_factory=dict)  # ok, failed
+    worker_restarts: int = 0
 
 
 @dataclass(slots=True)

@@ -22,10 +22,10 @@ from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 from smtplb.smtp.extensions import offered_size
 
+REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
 RESETS_WITHOUT_A_MESSAGE = (
     5  # servers count commands without mail (Exim smtp_accept_max_nonmail 10, Postfix junk)
 )
-REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
 CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
 
 
@@ -64,6 +64,7 @@ class Backend:
         "adds_received",
         "attempts",
         "budget",
+        "dismissed",
         "final_s",
         "key",
         "offers",
@@ -105,11 +106,11 @@ class Backend:
         self._leaving: set[Connection] = set()  # did not come up, and say QUIT
         self._seekers: deque[Seeker] = deque()
         self._clear_until_s = 0.0
+        self.dismissed = False  # a reload took it out: what is under way ends, and nothing is kept
         self.on_room: Callable[[], None] | None = None  # told when a further lease has become possible
         self.offers: dict[bytes, bytes] | None = None  # keywords of its last EHLO, a check's or ours
         # What carries a client's identity cannot be opened before the client is known.
-        warm = 0 if settings.identity.binds else settings.connections.warm
-        self.warming = Warming(self, warm) if warm else None
+        self.warming = self._warming()
         # counters, read when a report is asked for
         self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
         self.replies: dict[tuple[Phase, int], int] = {}
@@ -170,6 +171,10 @@ class Backend:
         return spare > len(self._seekers)
 
     # -- ahead of need (warming.py) ----------------------------------------------------------------
+
+    def _warming(self) -> Warming | None:
+        warm = 0 if self.settings.identity.binds else self.settings.connections.warm
+        return Warming(self, warm) if warm else None
 
     @property
     def usable(self) -> bool:
@@ -280,6 +285,27 @@ class Backend:
         if standing.state in (BackendState.DRAIN, BackendState.MAINT):
             self.retire_idle()
 
+    def change(self, settings: BackendSettings, pool: PoolSettings) -> None:
+        """New settings by which it is reached as before: its connections stay."""
+        warm, self.settings = self.settings.connections.warm, settings
+        if warm != settings.connections.warm:
+            self.warming = self._warming()
+        self.budget = pool.budget
+        self.per_session = pool.balance_per is BalancePer.SESSION
+        self._open_for_seekers()  # there may be more room now
+
+    def count_like(self, former: Backend) -> None:
+        """Go on with the counters of one of the same name, together with what is still under way there."""
+        self.attempts, self.replies, self.reuse = former.attempts, former.replies, former.reuse
+        self.final_s = former.final_s
+
+    def dismiss(self) -> None:
+        """It is no longer in the configuration, or is reached in another way. Authenticated connections end as well: a further
+        transaction would have nowhere to go."""
+        self.dismissed = True
+        for connection in [*self._idle, *self._bound]:
+            self.retire(connection)
+
     def retire_idle(self) -> None:
         for connection in [*self._idle, *self._bound]:
             if not _is_pinned(connection):
@@ -388,6 +414,8 @@ class Backend:
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
         limits = self.settings.connections
+        if self.dismissed:
+            return True
         if _is_pinned(connection):
             return False  # authenticated: it cannot be replaced
         mail_max = connection.capabilities.mail_max

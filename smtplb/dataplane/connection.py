@@ -188,8 +188,8 @@ class Connection:
         # counts
         self.transactions = 0  # leases so far, the present one included
         self.errors = 0  # 4xx and 5xx replies
-        self.resets = 0  # RSETs since the last message
         self.rested = False  # it was IDLE or BOUND for a time, and may have grown stale in it
+        self.resets = 0  # RSETs since the last message
         # for a lease
         self.holder: Holder | None = None
         self.replies = 0  # replies in this lease

@@ -1,44 +1,63 @@
 """What all sessions of one listener share.
 
 Owns the listener's counters and its view of settings and target. Does not own sessions (listener.py).
-Invariant: counters only grow; they are plain numbers, read when a report is asked for (no metrics library on the data path).
+Invariant: settings of a context never change, counters only grow; they are plain numbers, read when a report is asked for (no
+metrics library on the data path).
 """
 
 from __future__ import annotations
 
 from smtplb.dataplane.certificates import FrontCertificates
 from smtplb.dataplane.replay import ReplayBudget
-from smtplb.dataplane.router import Router
+from smtplb.dataplane.router import Router, Target
 from smtplb.dataplane.runtime import Runtime
 from smtplb.messages import Histogram, ListenerReport
 from smtplb.observe.events import TransactionEnded, TransactionOutcome
+from smtplb.policy.routing import Facts
 from smtplb.settings import (
     AuthMode,
     BareNewline,
     FrontTlsMode,
     ListenerSettings,
     OtherRoute,
+    RefuseReply,
     TrafficSettings,
 )
 from smtplb.smtp.extensions import common_mechanisms, common_offers, ehlo_reply, size_limit
 
 
+class ListenerCounters:
+    """Of one listener by its name, whatever its settings were."""
+
+    __slots__ = ("durations_s", "message_bytes", "refusals", "sessions_total", "transactions")
+
+    def __init__(self) -> None:
+        self.sessions_total = 0
+        self.message_bytes = 0
+        self.refusals: dict[str, int] = {}
+        self.transactions: dict[tuple[str, TransactionOutcome], int] = {}
+        self.durations_s: dict[str, Histogram] = {}
+
+
 class ListenerContext:
-    """Settings in the form the hot path wants, what may be offered now, and counters."""
+    """Settings in the form the hot path wants, what may be offered now, and counters.
+
+    Settings never change: a reload makes another context, the `successor`, which sessions take up between transactions.
+    """
 
     __slots__ = (
         "_hostname",
         "_mechanisms",
+        "_route",
         "_size_limit_bytes",
         "_wires",
         "attempts",
         "certificates",
-        "durations_s",
+        "counters",
         "greeting_wire",
         "hello_wire",
         "hostname",
         "in_doubt_remember_s",
-        "message_bytes",
         "message_size_limit_bytes",
         "name",
         "offered",
@@ -47,10 +66,9 @@ class ListenerContext:
         "replay_budget",
         "router",
         "runtime",
-        "sessions_total",
         "settings",
+        "successor",
         "targets",
-        "transactions",
     )
 
     def __init__(
@@ -60,7 +78,10 @@ class ListenerContext:
         settings: ListenerSettings,
         traffic: TrafficSettings,
         replay_budget: ReplayBudget,
+        former: ListenerContext | None = None,
+        counters: ListenerCounters | None = None,
     ) -> None:
+        """`former`: what sessions of the listener have now; `counters`: those to go on with."""
         hostname = traffic.hostname.encode("ascii")
         self.runtime = runtime
         self.router = router
@@ -73,9 +94,12 @@ class ListenerContext:
         self.rejects_bare_newline = settings.bare_newline is BareNewline.REJECT
         self.replay_budget = replay_budget
         self.targets = router.reachable(settings.target)
-        self.certificates = (
-            FrontCertificates(settings.tls) if settings.tls.mode is not FrontTlsMode.OFF else None
-        )
+        self._route = router.routes.get(settings.target)
+        self.successor: ListenerContext | None = None
+        self.certificates: FrontCertificates | None = None
+        if settings.tls.mode is not FrontTlsMode.OFF:
+            same = former is not None and former.settings.tls == settings.tls
+            self.certificates = former.certificates if former and same else FrontCertificates(settings.tls)
         self.greeting_wire = b"220 %s ESMTP\r\n" % hostname
         self.hello_wire = b"250 %s\r\n" % hostname
         # what backends let us offer
@@ -85,12 +109,10 @@ class ListenerContext:
         self._wires: dict[tuple[bool, bool, bool], bytes] = {}
         self.offered: frozenset[bytes] = frozenset()
         self.refresh()
-        # counters
-        self.sessions_total = 0
-        self.message_bytes = 0
-        self.refusals: dict[str, int] = {}
-        self.transactions: dict[tuple[str, TransactionOutcome], int] = {}
-        self.durations_s: dict[str, Histogram] = {}
+        self.counters = counters if counters is not None else ListenerCounters()
+        self.refusals = self.counters.refusals
+        if former is not None:
+            former.successor = self
 
     @property
     def usable(self) -> bool:
@@ -102,7 +124,11 @@ class ListenerContext:
     @property
     def routed(self) -> bool:
         """Recipients may go different ways, or be refused by a rule."""
-        return self.settings.target in self.router.routes
+        return self._route is not None
+
+    def decide(self, facts: Facts) -> Target | RefuseReply:
+        """Where a recipient's mail goes, by the routes that there were when these settings were made."""
+        return self._route.decide(facts) if self._route is not None else self.targets[0]
 
     def refresh(self) -> None:
         """After a snapshot: offer what every backend that mail can reach from here has (design: extensions)."""
@@ -149,26 +175,28 @@ class ListenerContext:
 
     def transaction_ended(self, event: TransactionEnded) -> None:
         """Count it and tell it: the one place where a transaction becomes metrics and a log line."""
+        counters = self.counters
         key = (event.pool, event.outcome)
-        self.transactions[key] = self.transactions.get(key, 0) + 1
+        counters.transactions[key] = counters.transactions.get(key, 0) + 1
         if event.outcome is TransactionOutcome.OK:
-            self.message_bytes += event.message_bytes
-        histogram = self.durations_s.get(event.pool)
+            counters.message_bytes += event.message_bytes
+        histogram = counters.durations_s.get(event.pool)
         if histogram is None:
-            histogram = self.durations_s[event.pool] = Histogram()
+            histogram = counters.durations_s[event.pool] = Histogram()
         histogram.observe(event.duration_s)
         self.runtime.emit(event)
 
     def report(self, *, accepting: bool, sessions_open: int) -> ListenerReport:
+        counters = self.counters
         return ListenerReport(
             listener=self.name,
             accepting=accepting,
             sessions_open=sessions_open,
-            sessions_total=self.sessions_total,
-            message_bytes=self.message_bytes,
-            refusals=dict(self.refusals),
+            sessions_total=counters.sessions_total,
+            message_bytes=counters.message_bytes,
+            refusals=dict(counters.refusals),
             transactions={
-                (pool, outcome.value): count for (pool, outcome), count in self.transactions.items()
+                (pool, outcome.value): count for (pool, outcome), count in counters.transactions.items()
             },
-            durations={pool: histogram.copy() for pool, histogram in self.durations_s.items()},
+            durations={pool: histogram.copy() for pool, histogram in counters.durations_s.items()},
         )

@@ -99,6 +99,9 @@ class Channel(Client, Protocol):
     def identified(self, client: routing.ClientAddress | None, text: str) -> bool:
         """A trusted front said who the client is. False: it may not be here, and was told so."""
 
+    def take_up(self) -> bool:
+        """The settings of the latest reload. False: this session cannot go on with them, and was told so."""
+
     def takes_message(self) -> bool:
         """The client's rate of messages allows one more."""
 
@@ -163,6 +166,14 @@ class Dialogue:
         if transaction is None or transaction.chunked:
             return self._chunk_left > 0
         return transaction.in_body or self._chunk_left > 0
+
+    @property
+    def between_transactions(self) -> bool:
+        return self.transaction is None and self._auth is None and not self._chunk_left
+
+    def take_up(self, context: ListenerContext) -> None:
+        """After a reload, between transactions."""
+        self._context = context
 
     @property
     def answer_under_way(self) -> bool:
@@ -396,7 +407,7 @@ class Dialogue:
             channel.refuse(Refusal.AUTH_MECHANISM)
             return
         # Judged as it will be once it has succeeded: the session stays with the backend chosen now.
-        where = context.router.decide(context.settings.target, self._facts(b"", b"", 0, auth=True))
+        where = context.decide(self._facts(b"", b"", 0, auth=True))
         if isinstance(where, RefuseReply):
             channel.answer(_reply(where))
             return
@@ -421,6 +432,8 @@ class Dialogue:
     # -- MAIL and RCPT ------------------------------------------------------------------------------
 
     def _mail(self, argument: bytes) -> None:
+        if self._context.successor is not None and not self._channel.take_up():
+            return
         context, channel = self._context, self._channel
         offered = context.offered if channel.tls else context.offered - {b"REQUIRETLS"}
         parsed = parse_mail(argument, offered)
@@ -468,7 +481,7 @@ class Dialogue:
             if not routing.accepts(settings.accept, facts):
                 self._deny(transaction, path, Refusal.NOT_ACCEPTED)
                 return
-            where = context.router.decide(settings.target, facts)
+            where = context.decide(facts)
         else:
             where = context.targets[0]
         if isinstance(where, RefuseReply):

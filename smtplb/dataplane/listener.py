@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.session import Session
@@ -22,16 +22,18 @@ from smtplb.policy.routing import matches_network
 
 BACKLOG = 4096
 
+BoundTo = tuple[int, Any]  # address family, and where as getsockname() has it
+
 
 class Listener:
     """See the module."""
 
-    def __init__(self, context: ListenerContext, sockets: list[socket.socket]) -> None:
-        self.context = context
+    def __init__(self, context: ListenerContext) -> None:
+        self.context = context  # of new sessions; open ones take it up between transactions
         self.sessions: set[Session] = set()
         self._admitted: dict[Session, tuple[ClientKey, ClientKey]] = {}  # counted as these
-        self._sockets = sockets
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: dict[BoundTo, asyncio.AbstractServer] = {}
+        self._unopened: dict[BoundTo, socket.socket] = {}  # our own duplicates
         self._stopping = False
         self.when_empty: Callable[[], None] | None = None  # told each time the last session ends
         limits = context.settings.limits
@@ -40,29 +42,68 @@ class Listener:
         self._connections = RateTable(limits.connections_per_minute)
         self._messages = RateTable(limits.messages_per_minute)
         self._recipients = RateTable(limits.recipients_per_minute)
-        self._counts_clients = not (
-            limits.sessions_per_client is None and limits.sessions_per_network is None
-        )
+
+    @property
+    def _counts_clients(self) -> bool:
+        limits = self.context.settings.limits
+        return not (limits.sessions_per_client is None and limits.sessions_per_network is None)
+
+    def change(self, context: ListenerContext) -> None:
+        """A reload. Who is here stays counted; a rate that changed starts with full measure."""
+        before, limits = self.context.settings.limits, context.settings.limits
+        self.context = context
+        if before.connections_per_minute != limits.connections_per_minute:
+            self._connections = RateTable(limits.connections_per_minute)
+        if before.messages_per_minute != limits.messages_per_minute:
+            self._messages = RateTable(limits.messages_per_minute)
+        if before.recipients_per_minute != limits.recipients_per_minute:
+            self._recipients = RateTable(limits.recipients_per_minute)
+        for session in list(self.sessions):
+            session.reloaded()
+
+    def listen_on(self, sockets: list[socket.socket]) -> None:
+        """These and no others from now on; accept() follows. Each is duplicated, so that closing ours leaves the owner's open. An
+        address that is accepted on already goes on as it is."""
+        wanted = {(sock.family, sock.getsockname()): sock for sock in sockets}
+        for bound in [bound for bound in self._servers if bound not in wanted]:
+            self._servers.pop(bound).close()
+        self._forget_unopened()
+        self._unopened = {bound: sock.dup() for bound, sock in wanted.items() if bound not in self._servers}
+
+    @property
+    def unopened(self) -> bool:
+        """There are sockets that accept() has not come to yet."""
+        return bool(self._unopened)
 
     async def accept(self) -> None:
-        """Begin to accept on all sockets. Each is duplicated, so that closing ours leaves the owner's open."""
+        """Begin to accept where we do not yet."""
         loop = self.context.runtime.loop
-        for sock in self._sockets:
-            copy = sock.dup()
-            if copy.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(self._new_session, sock=copy, backlog=BACKLOG)
+        while self._unopened:
+            bound = next(iter(self._unopened))
+            sock = self._unopened.pop(bound)
+            if sock.family == socket.AF_UNIX:
+                server = await loop.create_unix_server(self._new_session, sock=sock, backlog=BACKLOG)
             else:
-                server = await loop.create_server(self._new_session, sock=copy, backlog=BACKLOG)
-            self._servers.append(server)
+                server = await loop.create_server(self._new_session, sock=sock, backlog=BACKLOG)
+            if self._stopping:
+                server.close()
+            else:
+                self._servers[bound] = server
 
     def _new_session(self) -> asyncio.BaseProtocol:
         return cast("asyncio.BaseProtocol", Session(self))
 
     def stop_accepting(self) -> None:
         self._stopping = True
-        for server in self._servers:
+        self._forget_unopened()
+        for server in self._servers.values():
             server.close()
         self._servers.clear()
+
+    def _forget_unopened(self) -> None:
+        for sock in self._unopened.values():
+            sock.close()
+        self._unopened.clear()
 
     def arrived(self, session: Session) -> None:
         self.sessions.add(session)

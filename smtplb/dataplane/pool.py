@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
+from smtplb.dataplane.warming import Warming
 from smtplb.messages import BackendKey, BackendStanding, Histogram, PoolReport
 from smtplb.policy.balance import Balancer, balancer
 from smtplb.settings import PoolSettings
@@ -24,8 +25,10 @@ class Pool:
         "_first",
         "_last_resort",
         "_later",
+        "_on_room",
         "_retry_balancer",
         "_runtime",
+        "_scoreboard",
         "backends",
         "lease_wait_s",
         "limited",
@@ -42,15 +45,15 @@ class Pool:
         scoreboard: Scoreboard | None = None,
     ) -> None:
         self._runtime = runtime
+        self._on_room = on_room
+        self._scoreboard = scoreboard
         self.settings = settings
         self.backends: dict[str, Backend] = {
             b.name: Backend(runtime, b, settings, scoreboard) for b in settings.backends
         }
-        self.warmings = [b.warming for b in self.backends.values() if b.warming is not None]
-        self.limited = any(b.max_connections is not None for b in settings.backends)
-        if self.limited:
-            for backend in self.backends.values():
-                backend.on_room = lambda: on_room(self)
+        self.limited = False
+        self.warmings: list[Warming] = []
+        self._note_backends()
         self._balancer: Balancer[Backend] = balancer(settings.policy)
         # Retries take turns of their own: with those of first attempts, two backends of which one fails would see every
         # transaction begin at the bad one.
@@ -60,6 +63,34 @@ class Pool:
         self._last_resort: list[Backend] = []
         self.retries: dict[tuple[str, str], int] = {}
         self.lease_wait_s = Histogram()
+
+    def change(self, settings: PoolSettings) -> list[Backend]:
+        """New settings, by a reload. A backend that is reached as before stays; those that do not are given back, dismissed."""
+        before = self.backends
+        if settings.policy is not self.settings.policy:
+            self._balancer, self._retry_balancer = balancer(settings.policy), balancer(settings.policy)
+        self.settings = settings
+        self.backends = {}
+        for each in settings.backends:
+            backend = before.get(each.name)
+            if backend is not None and not backend.dismissed and backend.settings.reached_like(each):
+                backend.change(each, settings)
+            else:
+                backend = Backend(self._runtime, each, settings, self._scoreboard)
+            self.backends[each.name] = backend
+        gone = [
+            backend for backend in before.values() if self.backends.get(backend.settings.name) is not backend
+        ]
+        for backend in gone:
+            backend.dismiss()
+        self._note_backends()
+        return gone
+
+    def _note_backends(self) -> None:
+        self.warmings = [b.warming for b in self.backends.values() if b.warming is not None]
+        self.limited = any(b.max_connections is not None for b in self.settings.backends)
+        for backend in self.backends.values():
+            backend.on_room = (lambda: self._on_room(self)) if self.limited else None
 
     def apply(self, standings: dict[BackendKey, BackendStanding]) -> None:
         """Take the standings of a new snapshot."""
@@ -120,7 +151,3 @@ class Pool:
         return PoolReport(
             pool=self.settings.name, retries=dict(self.retries), lease_wait=self.lease_wait_s.copy()
         )
-
-    def close(self) -> None:
-        for backend in self.backends.values():
-            backend.close()

@@ -22,7 +22,7 @@ from smtplb.policy.balance import Weighted
 from smtplb.policy.outcome import Reason
 from smtplb.policy.routing import Facts, holds
 from smtplb.policy.rule_index import RuleIndex
-from smtplb.settings import Condition, RefuseReply, RouteSettings
+from smtplb.settings import Condition, RefuseReply, RouteSettings, TrafficSettings
 from smtplb.smtp.address import is_postmaster
 
 
@@ -174,7 +174,19 @@ class Route:
 class Router:
     """All targets by name."""
 
-    __slots__ = ("_runtime", "_scoreboard", "affinity", "generation", "pools", "routes", "targets")
+    __slots__ = (
+        "_configuration",
+        "_former_backends",
+        "_former_pools",
+        "_former_targets",
+        "_runtime",
+        "_scoreboard",
+        "affinity",
+        "generation",
+        "pools",
+        "routes",
+        "targets",
+    )
 
     def __init__(
         self, runtime: Runtime, scoreboard: Scoreboard | None = None, affinity: Affinity | None = None
@@ -187,20 +199,62 @@ class Router:
         self.routes: dict[str, Route] = {}
         self.affinity = affinity if affinity is not None else Affinity(secrets.token_bytes(16))
         self.generation = 0
+        self._configuration = -1
+        # Taken out by reloads. Pools: by name, for their counters and for transactions that began there. Backends: the last of
+        # each name for its counters, and all that still have something under way. Targets: while somebody waits there.
+        self._former_pools: dict[str, Pool] = {}
+        self._former_backends: list[Backend] = []
+        self._former_targets: list[Target] = []
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Take a snapshot. Pools are made at the first one; later ones change standings and shares."""
-        for settings in snapshot.traffic.pools:
-            if settings.name not in self.pools:
-                self.pools[settings.name] = Pool(self._runtime, settings, self._room_in, self._scoreboard)
-            self.pools[settings.name].apply(snapshot.standings)
+        """Take a snapshot: standings and shares, and at the first one and after a reload what there is at all."""
+        changed = snapshot.configuration != self._configuration
+        if changed:
+            self._configuration = snapshot.configuration
+            self._take_pools(snapshot.traffic)
+        for pool in self.pools.values():
+            pool.apply(snapshot.standings)
         for name, pool in self.pools.items():
             self._target(name).apply([(pool, 1)])
         for group, shares in snapshot.shares.items():
             self._target(group).apply([(self.pools[pool], share) for pool, share in shares])
-        if not self.routes:
+        if changed:
+            self._drop_targets({*self.pools, *snapshot.shares})
             self.routes = {route.name: Route(route, self.targets) for route in snapshot.traffic.routes}
         self.generation = snapshot.generation
+
+    def _take_pools(self, traffic: TrafficSettings) -> None:
+        before, self.pools = self.pools, {}
+        gone: list[Backend] = []
+        for settings in traffic.pools:
+            pool = before.pop(settings.name, None) or self._former_pools.pop(settings.name, None)
+            if pool is None:
+                pool = Pool(self._runtime, settings, self._room_in, self._scoreboard)
+            else:
+                gone += pool.change(settings)
+            self.pools[settings.name] = pool
+        for name, pool in before.items():
+            self._former_pools[name] = pool
+            for backend in pool.backends.values():
+                backend.dismiss()
+                gone.append(backend)
+        self._dismissed(gone)
+
+    def _dismissed(self, gone: list[Backend]) -> None:
+        """Counters stay with a name: they never fall, and go on if it comes back."""
+        former = {backend.key: backend for backend in [*self._former_backends, *gone]}
+        for pool in self.pools.values():
+            for backend in pool.backends.values():
+                counted = former.get(backend.key)
+                if counted is not None and counted is not backend:
+                    backend.count_like(counted)
+        known = [backend for backend in self._former_backends if backend.connections or backend.in_use]
+        self._former_backends = [*dict.fromkeys([*known, *gone, *former.values()])]
+
+    def _drop_targets(self, names: set[str]) -> None:
+        for name in [name for name in self.targets if name not in names]:
+            self._former_targets.append(self.targets.pop(name))
+        self._former_targets = [target for target in self._former_targets if len(target.queue)]
 
     def _target(self, name: str) -> Target:
         target = self.targets.get(name)
@@ -208,18 +262,26 @@ class Router:
             target = self.targets[name] = Target(self._runtime)
         return target
 
+    @property
+    def _waited_at(self) -> list[Target]:
+        return [*self.targets.values(), *self._former_targets]
+
+    @property
+    def _all_backends(self) -> list[Backend]:
+        """Those that a reload took out, too."""
+        return [*self.backends, *self._former_backends]
+
     def _room_in(self, pool: Pool) -> None:
-        for target in self.targets.values():
+        for target in self._waited_at:
             if len(target.queue) and pool in target.pools:
                 target.queue.serve()
 
     def look_for_room(self) -> bool:
         """Among workers: serve who waits, if there is room now. True while somebody waits."""
         waiting = False
-        for pool in self.pools.values():
-            for backend in pool.backends.values():
-                waiting = backend.look_for_room() or waiting
-        for target in self.targets.values():
+        for backend in self._all_backends:
+            waiting = backend.look_for_room() or waiting
+        for target in self._waited_at:
             target.queue.serve()
             waiting = waiting or len(target.queue) > 0
         for pool in self.pools.values():
@@ -233,19 +295,15 @@ class Router:
         route = self.routes.get(name)
         return route.targets if route is not None else [self.targets[name]]
 
-    def decide(self, name: str, facts: Facts) -> Target | RefuseReply:
-        route = self.routes.get(name)
-        return route.decide(facts) if route is not None else self.targets[name]
-
     @property
     def connections(self) -> int:
         """To all backends, those that are ending included."""
-        return sum(backend.connections for pool in self.pools.values() for backend in pool.backends.values())
+        return sum(backend.connections for backend in self._all_backends)
 
     @property
     def in_use(self) -> int:
         """Attempts of this worker that are under way at any backend."""
-        return sum(backend.in_use for pool in self.pools.values() for backend in pool.backends.values())
+        return sum(backend.in_use for backend in self._all_backends)
 
     @property
     def backends(self) -> list[Backend]:
@@ -258,16 +316,18 @@ class Router:
                 warming.top_up(now)
 
     def retire_idle(self) -> None:
-        for pool in self.pools.values():
-            for backend in pool.backends.values():
-                backend.retire_idle()
+        for backend in self._all_backends:
+            backend.retire_idle()
 
     def lease_waited(self, pool: str, seconds: float) -> None:
-        self.pools[pool].lease_wait_s.observe(seconds)
+        self._pool(pool).lease_wait_s.observe(seconds)
 
     def retried(self, pool: str, phase: Phase, reason: Reason) -> None:
-        self.pools[pool].count_retry(phase.value, reason.value)
+        self._pool(pool).count_retry(phase.value, reason.value)
+
+    def _pool(self, name: str) -> Pool:
+        return self.pools.get(name) or self._former_pools[name]
 
     def close(self) -> None:
-        for pool in self.pools.values():
-            pool.close()
+        for backend in self._all_backends:
+            backend.close()

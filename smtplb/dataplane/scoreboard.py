@@ -14,40 +14,77 @@ import os
 
 from smtplb.messages import BackendKey
 
+STEP_BYTES = (
+    256 * 1024
+)  # it grows by so much, since each mapping costs a descriptor. 1,300 backends with 8 workers
+
 _CONNECTIONS, _IN_FLIGHT, _WAITING, _KINDS = 0, 1, 2, 3
 
 
 class Scoreboard:
-    """A table of 64-bit integers: worker x backend x kind, in a memfd that is handed down to workers."""
+    """A table of 64-bit integers: place x worker x kind, in a memfd that is handed down to workers.
 
-    def __init__(self, descriptor: int, workers: int, backends: list[BackendKey], own: int) -> None:
+    A backend has a place, the supervisor says which; the table only grows. What was mapped before it grew stays valid.
+    """
+
+    def __init__(self, descriptor: int, workers: int, own: int) -> None:
         """`own`: the number of the worker that writes; the supervisor gives any and writes only to clear."""
         self.descriptor = descriptor
         self._workers = workers
         self._own = own
-        self._row = len(backends) * _KINDS
-        self._places = {key: number * _KINDS for number, key in enumerate(backends)}
-        self._memory = mmap.mmap(descriptor, max(workers * self._row * 8, 8))
-        self._cells = memoryview(self._memory).cast("q")
+        self._row = workers * _KINDS
+        self._places: dict[BackendKey, int] = {}
+        self._mappings: list[tuple[mmap.mmap, memoryview]] = []  # the last one is of all of it
+        self._map()
 
     @classmethod
-    def create(cls, workers: int, backends: list[BackendKey]) -> Scoreboard:
-        descriptor = os.memfd_create("smtplb-scoreboard")
-        os.ftruncate(descriptor, max(workers * len(backends) * _KINDS * 8, 8))
-        return cls(descriptor, workers, backends, 0)
+    def create(cls, workers: int) -> Scoreboard:
+        return cls(os.memfd_create("smtplb-scoreboard"), workers, 0)
+
+    def grow(self, places: int) -> None:
+        """Room for so many, for everybody. The supervisor's part, before it tells workers of new places."""
+        octets = -(-places * self._row * 8 // STEP_BYTES) * STEP_BYTES
+        if octets > os.fstat(self.descriptor).st_size:
+            os.ftruncate(self.descriptor, octets)
+            self._map()
+
+    def learn(self, places: dict[BackendKey, int]) -> None:
+        """Where each backend has its place from now on."""
+        self._places = places
+        self._map()
+
+    def _map(self) -> None:
+        octets = os.fstat(self.descriptor).st_size
+        if octets and (not self._mappings or len(self._mappings[-1][0]) < octets):
+            memory = mmap.mmap(self.descriptor, octets)
+            self._mappings.append((memory, memoryview(memory).cast("q")))
+
+    @property
+    def _cells(self) -> memoryview:
+        return self._mappings[-1][1]
 
     def view(self, backend: BackendKey) -> Counts:
-        return Counts(self._cells, self._own * self._row + self._places[backend], self._row, self._workers)
+        first = self._places[backend] * self._row
+        return Counts(self._cells, first, first + self._own * _KINDS, self._workers)
+
+    def is_empty(self, place: int) -> bool:
+        """Nobody counts anything there now."""
+        first = place * self._row
+        return not any(self._cells[first : first + self._row])
 
     def clear(self, worker: int) -> None:
         """Of a worker that died."""
-        start = worker * self._row
-        for cell in range(start, start + self._row):
-            self._cells[cell] = 0
+        if self._mappings:
+            cells = self._cells
+            for row in range(0, len(cells) - self._row + 1, self._row):
+                for cell in range(row + worker * _KINDS, row + (worker + 1) * _KINDS):
+                    cells[cell] = 0
 
     def close(self) -> None:
-        self._cells.release()
-        self._memory.close()
+        for memory, cells in self._mappings:
+            cells.release()
+            memory.close()
+        self._mappings.clear()
         os.close(self.descriptor)
 
 
@@ -56,11 +93,10 @@ class Counts:
 
     __slots__ = ("_cells", "_others", "_own")
 
-    def __init__(self, cells: memoryview, own: int, row: int, workers: int) -> None:
+    def __init__(self, cells: memoryview, first: int, own: int, workers: int) -> None:
         self._cells = cells
         self._own = own
-        first = own % row if row else 0
-        self._others = [first + worker * row for worker in range(workers) if first + worker * row != own]
+        self._others = [place for n in range(workers) if (place := first + n * _KINDS) != own]
 
     def set_connections(self, count: int) -> None:
         self._cells[self._own + _CONNECTIONS] = count

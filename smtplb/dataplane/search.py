@@ -65,7 +65,8 @@ class Search:
         if binding.pinned is not None:
             # The one that authenticated the client, on the connection on which it did (design 4.2).
             there = not binding.pinned_lost and not self._skip
-            return self.target.backend_named(binding.pinned.key) if there else None
+            named = self.target.backend_named(binding.pinned.key) if there else None
+            return named if named is binding.pinned else None  # another one may have its name after a reload
         sticky = binding.sticky.key if binding.sticky is not None else None
         for wished in map(self.target.backend_sharing, filter(None, (self._preferred, sticky))):
             if (

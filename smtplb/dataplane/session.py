@@ -140,7 +140,7 @@ class Session:
         context = self._context
         stream = self._transport = cast("asyncio.Transport", transport)
         self._started_s = context.runtime.deadlines.clock()
-        context.sessions_total += 1
+        context.counters.sessions_total += 1
         self._house.arrived(self)
         sock = stream.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
@@ -394,6 +394,23 @@ class Session:
         if self._dialogue.transaction is None and not self._closing and not self._slots:
             self.close_with(Refusal.SHUTTING_DOWN)
             self._flush()
+
+    def reloaded(self) -> None:
+        """The listener has other settings: taken up now if that can be, else with the next transaction."""
+        if not self._closing and not self._slots and self._dialogue.between_transactions:
+            self.take_up()
+            self._flush()
+
+    def take_up(self) -> bool:
+        """Between transactions: the listener's present settings. False: they cannot be had in this session, and 421 ends it."""
+        context = self._house.context
+        if self._context.settings.met_like(context.settings):
+            self._context = context
+            self._dialogue.take_up(context)
+            return True
+        if self._stage is Stage.OPEN:  # else it hears so once it can hear
+            self.close_with(Refusal.RECONFIGURED)
+        return False
 
     def cut(self) -> None:
         """The time for transactions is over; one whose terminator left may still get its reply."""

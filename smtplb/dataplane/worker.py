@@ -1,6 +1,6 @@
 """A worker's data plane: what it was told by snapshots, and what it tells.
 
-Owns the router, the listeners, and the order of stopping. Does not own sockets beyond using them, nor any health state.
+Owns the router, the listeners, the order of a reload and of stopping. Does not own sockets beyond using them, nor any health state.
 Invariant: it hears of the world through receive() and tells of itself through `send`, and in no other way.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.certificates import reload_client_contexts
-from smtplb.dataplane.context import ListenerContext
+from smtplb.dataplane.context import ListenerContext, ListenerCounters
 from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.replay import ReplayBudget
@@ -25,6 +25,7 @@ from smtplb.messages import (
     DrainSessions,
     FromWorker,
     ReloadCertificates,
+    ReopenLog,
     ReportRequest,
     RetriesRemembered,
     SessionsDrained,
@@ -35,7 +36,7 @@ from smtplb.messages import (
 )
 from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.affinity import Affinity
-from smtplb.settings import TrafficSettings
+from smtplb.settings import ListenerSettings, TrafficSettings
 
 PULSE_S = 0.5  # how often the control plane hears of answered attempts
 QUITTING_WITHIN_S = 5.0  # on stop, for backends to answer QUIT
@@ -61,7 +62,10 @@ class Worker:
         self._scoreboard = scoreboard
         self._affinity = affinity
         self._router: Router | None = None
+        self._configuration = 0
         self._listeners: list[Listener] = []
+        self._removed: list[Listener] = []  # by a reload, while sessions of theirs are open
+        self._counters: dict[str, ListenerCounters] = {}  # of every listener there ever was
         self._starting: asyncio.Task[None] | None = None
         self._stopping = False
         self._traffic = Traffic()
@@ -89,21 +93,40 @@ class Worker:
             case RetriesRemembered():
                 if self._affinity is not None:
                     self._affinity.learn(message.entries)
+            case ReopenLog():
+                pass  # the log is the process's
+
+    def take_sockets(self, sockets: dict[str, list[socket.socket]]) -> None:
+        """Those that go with the next configuration: its snapshot follows."""
+        self._sockets = sockets
 
     def close(self) -> None:
         """End everything at once; what was not answered is the client's to repeat."""
         self._deadlines.disarm(self)
         self._stop_accepting()
-        for listener in self._listeners:
+        for listener in self._all_listeners:
             for session in list(listener.sessions):
                 session.abort()
         if self._router is not None:
             self._router.close()
 
+    @property
+    def _all_listeners(self) -> list[Listener]:
+        return [*self._listeners, *self._removed]
+
     def _apply(self, snapshot: Snapshot) -> None:
         if self._router is None:
+            self._configuration = snapshot.configuration
             self._build(snapshot.traffic).apply(snapshot)
             self._open(snapshot.traffic)
+            self._deadlines.set(self, self._deadlines.clock() + PULSE_S)
+        elif snapshot.configuration != self._configuration:
+            self._configuration = snapshot.configuration
+            self._runtime.hello = snapshot.traffic.hostname.encode("ascii")
+            self._budget.settings = snapshot.traffic.replay
+            self._router.apply(snapshot)
+            self._open(snapshot.traffic)
+            self._reload_certificates()
         else:
             self._router.apply(snapshot)
             for listener in self._listeners:
@@ -118,24 +141,56 @@ class Worker:
             session_prefix=secrets.token_hex(3) + "-",
         )
         self._runtime = runtime
+        self._budget = ReplayBudget(traffic.replay)
         self._router = Router(runtime, self._scoreboard, self._affinity)
         return self._router
 
     def _open(self, traffic: TrafficSettings) -> None:
+        """The listeners of a configuration: new ones, and those that stay, with other settings."""
+        before = {listener.context.name: listener for listener in self._listeners}
+        self._listeners = [self._listener(each, traffic, before) for each in traffic.listeners]
+        for listener in before.values():
+            self._remove(listener)
+        for listener in self._listeners:
+            listener.listen_on(self._sockets[listener.context.name])
+        if self._starting is None:
+            self._starting = self._loop.create_task(self._accept())
+
+    def _listener(
+        self, settings: ListenerSettings, traffic: TrafficSettings, before: dict[str, Listener]
+    ) -> Listener:
+        """Takes the listener of that name out of `before`."""
         assert self._router is not None
-        budget = ReplayBudget(traffic.replay)
-        for settings in traffic.listeners:
-            context = ListenerContext(self._runtime, self._router, settings, traffic, budget)
-            if context.certificates is not None:
-                self._tell_problems(context.name, context.certificates.problems)
-            self._listeners.append(Listener(context, self._sockets[settings.name]))
-        self._starting = self._loop.create_task(self._accept())
-        self._deadlines.set(self, self._deadlines.clock() + PULSE_S)
+        listener = before.pop(settings.name, None)
+        context = ListenerContext(
+            self._runtime,
+            self._router,
+            settings,
+            traffic,
+            self._budget,
+            former=None if listener is None else listener.context,
+            counters=self._counters.setdefault(settings.name, ListenerCounters()),
+        )
+        if listener is not None:
+            listener.change(context)
+            return listener
+        if context.certificates is not None:
+            self._tell_problems(context.name, context.certificates.problems)
+        return Listener(context)
+
+    def _remove(self, listener: Listener) -> None:
+        """A reload took it out: 421 between transactions, as at a stop."""
+        listener.stop_accepting()
+        for session in list(listener.sessions):
+            session.drain()
+        self._removed = [each for each in [*self._removed, listener] if each.sessions]
 
     async def _accept(self) -> None:
-        for listener in self._listeners:
-            await listener.accept()
-        self._starting = None
+        try:
+            while (due := next((each for each in self._listeners if each.unopened), None)) is not None:
+                await due.accept()
+        finally:
+            self._starting = None
 
     def _reload_certificates(self) -> None:
         for problem in reload_client_contexts():
@@ -165,7 +220,8 @@ class Worker:
 
     def _emit(self, event: Event) -> None:
         if isinstance(event, BackendBlamed) and self._router is not None:
-            self._tell_traffic([self._router.pools[event.pool].backends[event.backend]])
+            key = (event.pool, event.backend)  # a reload may have taken it out meanwhile
+            self._tell_traffic([backend for backend in self._router.backends if backend.key == key])
         self._send(event)
 
     def _tell_answered(self) -> None:
@@ -186,11 +242,11 @@ class Worker:
             listener.stop_accepting()
 
     def _drain(self, within_s: float) -> None:
-        sessions = [session for listener in self._listeners for session in listener.sessions]
+        sessions = [session for listener in self._all_listeners for session in listener.sessions]
         if not self._stopping:
             self._stopping = True
             self._sessions_to_end = len(sessions)
-            for listener in self._listeners:
+            for listener in self._all_listeners:
                 listener.when_empty = self._sessions_gone
         for session in sessions:
             session.drain()
@@ -206,7 +262,7 @@ class Worker:
         if now >= self._cut_at_s:
             # The hard end: transactions whose terminator has not left end too (design 4.9).
             self._cut_at_s = NEVER
-            for listener in self._listeners:
+            for listener in self._all_listeners:
                 for session in list(listener.sessions):
                     session.cut()
         if self._leaving:
@@ -218,7 +274,7 @@ class Worker:
         self._deadlines.set(self, now + (TICK_S if waiting or self._leaving else PULSE_S))
 
     def _sessions_gone(self) -> None:
-        if not self._drained_told and not any(listener.sessions for listener in self._listeners):
+        if not self._drained_told and not any(listener.sessions for listener in self._all_listeners):
             self._leaving = True
             self._leave_backends(self._deadlines.clock())
 

@@ -31,6 +31,7 @@ from smtplb.policy.refusal import Refusal
 
 REFUSAL_REASONS = tuple(sorted({refusal.label for refusal in Refusal}))
 CONNECTION_STATES = ("idle", "leased", "connecting")
+RELOAD_RESULTS = ("ok", "failed")
 REUSE_RESULTS = ("new", "reused", "stale")
 GOOD_REPLIES = (("mail", 250), ("rcpt", 250), ("data", 354), ("final", 250))
 _IN_TRANSACTION = (
@@ -266,6 +267,15 @@ def _process(status: StatusView) -> Iterator[Metric]:
         "Whether the configuration that was read last is in use.",
         (),
         [((), status.config_reload_ok)],
+    )
+    yield _counter(
+        "config_reloads",
+        "Reloads, by result; the first load at start is none.",
+        ("result",),
+        [((result,), count) for result, count in _from_zero(RELOAD_RESULTS, status.config_reloads).items()],
+    )
+    yield _counter(
+        "worker_restarts", "Worker processes that died and were replaced.", (), [((), status.worker_restarts)]
     )
     yield InfoMetricFamily("smtplb_config", "The configuration in use.", {"sha256": status.config_sha256})
     yield InfoMetricFamily(

@@ -50,6 +50,14 @@ class BlackHoles:
         self._told: set[str] = set()
         self._window_end_s = now + WINDOW_S
 
+    def keep(self, backends: dict[str, bool]) -> None:
+        """These are the pool's from now on; True: what is known of it stays."""
+        self._counts = {
+            name: self._counts[name] if stays and name in self._counts else _Count()
+            for name, stays in backends.items()
+        }
+        self._told = {name for name in self._told if backends.get(name)}
+
     def answered(
         self, backend: str, taken: int, refused: int, clients: Collection[ClientKey | None], now: float
     ) -> None:

@@ -90,7 +90,7 @@ class Ejection:
     """Of one pool."""
 
     def __init__(self, settings: EjectSettings, backends: list[str], now: float) -> None:
-        self._settings = settings
+        self.settings = settings
         self._tracks = {name: _Track() for name in backends}
         self._window_end_s = now + RATE_WINDOW_S
 
@@ -98,7 +98,20 @@ class Ejection:
     def limit(self) -> int:
         """How many may be out: at_most of all, rounded down, but one of two or more (Envoy does the same)."""
         count = len(self._tracks)
-        return max(math.floor(self._settings.at_most_ratio * count), 1) if count > 1 else 0
+        return max(math.floor(self.settings.at_most_ratio * count), 1) if count > 1 else 0
+
+    @property
+    def out(self) -> list[str]:
+        return [name for name, track in self._tracks.items() if track.until_s is not None]
+
+    def keep(self, backends: dict[str, bool]) -> None:
+        """These are the pool's from now on; True: what is known of it stays."""
+        self._tracks = {
+            name: self._tracks[name] if stays and name in self._tracks else _Track()
+            for name, stays in backends.items()
+        }
+        for name in self.out[self.limit :]:  # too many, now that there are fewer in all
+            self._tracks[name].until_s = None
 
     def until_s(self, backend: str) -> float | None:
         """When it comes back; None: it is in."""
@@ -120,7 +133,7 @@ class Ejection:
         track.networks.add(network)
         if track.until_s is not None:
             return None
-        if len(track.consecutive) >= self._settings.after:
+        if len(track.consecutive) >= self.settings.after:
             reason = f"{len(track.consecutive)} clients in a row met a fault"
         elif self._faulty_by_rate(backend, track):
             reason = f"{track.faults} of {track.attempts} attempts met a fault"
@@ -167,7 +180,7 @@ class Ejection:
         out = sum(1 for other in self._tracks.values() if other.until_s is not None)
         if out >= self.limit:
             return False
-        settings = self._settings
+        settings = self.settings
         if track.times and now - track.well_since_s > settings.max_for_s:
             track.times = 0  # it was well for long: start over
         track.times += 1

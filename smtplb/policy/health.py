@@ -114,6 +114,12 @@ class CheckTrack:
         self.cause = ""
         self.forget()
 
+    def change(self, settings: CheckSettings) -> None:
+        """Other settings, by a reload. At another level old results say nothing."""
+        old, self._settings = self._settings, settings
+        if old.level is not settings.level:
+            self.forget()
+
     def forget(self) -> None:
         """Start again as at start-up: what was known has grown old (a backend comes out of maint)."""
         self.state = CheckState.OFF if self._settings.level is CheckLevel.OFF else CheckState.UNPROVEN

@@ -65,6 +65,7 @@ class Refusal(Enum):
     NOTHING_USABLE = (421, "3.2", "Service not available, try again later", "nothing-usable")
     TOO_MANY_SESSIONS = (421, "3.2", "Too many sessions, try again later", "sessions")
     SHUTTING_DOWN = (421, "3.2", "Service shutting down", "shutdown")
+    RECONFIGURED = (421, "3.2", "Service configuration changed, connect again", "reconfigured")
     OUR_BUG = (421, "3.0", "Local error, try again later", "bug")
     NO_BACKEND = (451, "4.1", "No mail server can take this now, try again later", "no-backend")
     QUEUE_FULL = (451, "3.2", "Mail servers are busy, try again later", "queue-full")

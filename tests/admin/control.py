@@ -13,7 +13,7 @@ import click
 from click.testing import CliRunner, Result
 
 from smtplb.admin.server import AdminServer
-from smtplb.controlplane.supervisor import Invalid, Unknown
+from smtplb.controlplane.supervisor import Changes, Invalid, ReloadPlan, Unknown
 from smtplb.controlplane.views import ReadinessView, StatusView
 from smtplb.observe.events import Event
 from smtplb.settings import Address, AdminSettings, Settings, TrafficSettings
@@ -85,6 +85,12 @@ class FakeControl:
                     )
                     return
         raise Unknown(f"no backend {backend} in pool {pool}")
+
+    async def reload(self) -> ReloadPlan:
+        if self.fails is not None:
+            raise self.fails
+        changes = Changes(added=("b/new",), removed=("b/old",), changed={"b/kept": ("weight",)})
+        return ReloadPlan(Changes(), Changes(), Changes(), Changes(), changes, reconnects=())
 
     def failback(self, group: str) -> bool:
         if self.fails is not None:

@@ -106,6 +106,12 @@ def test_a_port_alone_binds_both_families() -> None:
     assert bind_addresses(":25", HERE) == (Address("0.0.0.0", 25), Address("::", 25))
 
 
+def test_a_name_of_systemd_is_not_taken_for_loopback() -> None:
+    assert bind_addresses("systemd:mx", HERE) == (Address(handed="mx"),)
+    assert str(Address(handed="mx")) == "systemd:mx"
+    assert not is_loopback(Address(handed="mx"))
+
+
 def test_localhost_is_127_0_0_1_whatever_the_resolver_says() -> None:
     assert bind_addresses("localhost:25", HERE) == (Address("127.0.0.1", 25),)
 
@@ -124,7 +130,8 @@ def test_a_socket_stands_where_its_file_says() -> None:
         ("unix:", "is empty"),
         ("unix:/" + "x" * 107, "at most 107 octets"),
         ("unix:a\x00b", "control characters"),
-        ("systemd:mx", "not supported in this version"),
+        ("systemd:", "write systemd:NAME"),
+        ("systemd:a:b", "write systemd:NAME"),
         ("*:25", "write an IP address of this host"),
     ],
 )
@@ -134,7 +141,7 @@ def test_a_wrong_bind_is_told_how_to_be_written(written: str, words: str) -> Non
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("written", [":8025", "unix:/run/a.sock"])
+@pytest.mark.parametrize("written", [":8025", "unix:/run/a.sock", "systemd:a"])
 def test_where_one_tcp_address_is_wanted_nothing_else_passes(written: str) -> None:
     with pytest.raises(ValueError, match="write"):
         bind_address(written, HERE)

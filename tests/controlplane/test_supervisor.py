@@ -52,10 +52,14 @@ class Worker:
         self.answers_reports = True
         self.drains_at_once = True
         self.closed = False
+        self.restarts = 0
 
     def send(self, message: ToWorker) -> None:
         assert not self.closed
         self._loop.call_soon(self._hear, pickle.loads(pickle.dumps(message)))
+
+    def hand(self, sockets: Sockets) -> None:
+        self.sockets = sockets
 
     def close(self) -> None:
         self.closed = True

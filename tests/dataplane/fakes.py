@@ -101,7 +101,7 @@ class FakeServer:
 
 
 class FakeSocket:
-    """What the data plane asks of a socket: its family, TCP_NODELAY on it, and whether a reset has come."""
+    """What the data plane asks of a socket: its family and address, TCP_NODELAY on it, and whether a reset has come."""
 
     def __init__(self) -> None:
         self.family = socket.AF_INET
@@ -115,6 +115,12 @@ class FakeSocket:
         assert (level, name) == (socket.SOL_SOCKET, socket.SO_ERROR)
         error, self.error = self.error, 0  # asking clears it
         return error
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("192.0.2.1", id(self) % 65536)
+
+    def close(self) -> None:
+        pass
 
     def dup(self) -> FakeSocket:
         return self

@@ -155,6 +155,29 @@ class Smtplb(Instance):
         assert self._main is not None
         self._main.send_signal(signal.SIGTERM)
 
+    def hang_up(self) -> None:
+        """SIGHUP, without waiting."""
+        assert self._main is not None
+        self._main.send_signal(signal.SIGHUP)
+
+    def reloads(self) -> int:
+        """How many went well."""
+        return int(self.status()["config"]["reloads"]["ok"])
+
+    def metrics(self) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=HTTP_TIMEOUT_S)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def kill_main(self) -> None:
+        """SIGKILL to the process that was started, and to no worker of it."""
+        assert self._main is not None
+        self._main.kill()
+        self._main.wait(EXIT_TIMEOUT_S)
+
     def wait_exit(self, timeout_s: float = EXIT_TIMEOUT_S) -> int:
         """Its exit status, once it has ended by itself."""
         assert self._main is not None

@@ -171,6 +171,10 @@ class Instance:
         """Ports that are listened on once the program is ready."""
         return [self.port]
 
+    def _descriptors(self) -> list[int]:
+        """Of ours, that the program gets under the same numbers."""
+        return []
+
     # -- life
 
     def __enter__(self) -> Self:
@@ -200,6 +204,7 @@ class Instance:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                pass_fds=self._descriptors(),
                 start_new_session=True,  # a Ctrl-C at the test runner is not for the mail server
             )
         wait_until(self._is_ready, f"{self.name} listening on {self._ports()}", self._start_timeout_s())

@@ -42,6 +42,8 @@ LABELS = {
     "backend_certificate_expiry_timestamp_seconds": "pool backend",
     "group_share_ratio": "group pool",
     "config_last_reload_successful": "",
+    "config_reloads_total": "result",
+    "worker_restarts_total": "",
     "config_info": "sha256",
     "build_info": "version python",
 }

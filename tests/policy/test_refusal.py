@@ -18,6 +18,7 @@ OUR_TROUBLE = {
     Refusal.TOO_MANY_SESSIONS,
     Refusal.SHUTTING_DOWN,
     Refusal.OUR_BUG,
+    Refusal.RECONFIGURED,
     Refusal.NO_BACKEND,
     Refusal.QUEUE_FULL,
     Refusal.QUEUE_TIMEOUT,

@@ -94,11 +94,13 @@ class Stage:
         self.states: dict[str, BackendState] = {}
         self.offers: dict[str, dict[bytes, bytes] | None] = {}  # instead of what the backend offers
         self._generation = 0
+        self._configuration = 0
+        self._former: list[Mta] = []  # of pools that a reload replaced
         self._later_s = 0.0
 
     @property
     def mtas(self) -> list[Mta]:
-        return [mta for each in self.pools for mta in each.mtas]
+        return [*dict.fromkeys([*self._former, *(mta for each in self.pools for mta in each.mtas)])]
 
     async def __aenter__(self) -> Stage:
         self.loop = loop = asyncio.get_running_loop()
@@ -116,6 +118,19 @@ class Stage:
         self.worker = Worker(loop, self.deadlines, self.messages.append, {"in": [self._socket]})
         self.apply()
         return self
+
+    async def reload(self, *pools: Pool, **others: Any) -> None:
+        """Another configuration: these pools, and what else is given (routes, groups, attempts; `listener`: changed keys)."""
+        known = self.mtas
+        self._former, self.pools = known, pools
+        for mta in self.mtas:
+            if mta not in known:
+                await mta.start()
+        self._listener |= others.pop("listener", {})
+        for key, value in others.items():
+            setattr(self, key, value)
+        self._configuration += 1
+        self.apply()
 
     def apply(self) -> None:
         """Tell the worker of the present settings and states."""
@@ -145,7 +160,9 @@ class Stage:
                     offers=self.offers.get(mta.name, mta.keywords),
                 )
         self._generation += 1
-        self.worker.receive(Snapshot(self._generation, traffic, standings, dict(self.groups)))
+        self.worker.receive(
+            Snapshot(self._generation, traffic, standings, dict(self.groups), self._configuration)
+        )
 
     # -- what tests do -------------------------------------------------------------------------------
 
@@ -278,5 +295,5 @@ class Stage:
     def _left(self) -> dict[tuple[str, str], int]:
         router = self.worker._router
         assert router is not None
-        backends = [backend for each in router.pools.values() for backend in each.backends.values()]
+        backends = router._all_backends
         return {backend.key: backend.connections + len(backend._seekers) for backend in backends}

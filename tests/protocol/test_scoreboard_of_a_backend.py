@@ -52,8 +52,12 @@ def seen_elsewhere(there: Counts) -> tuple[int, int]:
 @pytest.mark.parametrize("count", [1, 3])
 def test_connections_that_did_not_come_up_leave_no_trace_in_other_workers(count: int) -> None:
     """Else a backend that refused 40 connections stays full for the others when it is back."""
-    mine = Scoreboard.create(2, [KEY])
-    there = Scoreboard(mine.descriptor, 2, [KEY], 1).view(KEY)
+    mine = Scoreboard.create(2)
+    mine.grow(1)
+    other = Scoreboard(mine.descriptor, 2, 1)
+    for board in (mine, other):
+        board.learn({KEY: 0})
+    there = other.view(KEY)
     deadlines = Deadlines(lambda: 0.0, lambda delay, callback: cast("asyncio.TimerHandle", mock.Mock()))
     runtime = Runtime(
         cast("asyncio.AbstractEventLoop", None),
