@@ -432,4 +432,6 @@ class Settings:
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     workers: int = 1  # processes that carry mail; 1: this one does
     sha256: str = ""  # of the files it came from, hexadecimal; "" when it came from none
+    sha256_written: str = ""  # the same without the lists behind `file:`
+    lists: tuple[str, ...] = ()  # the files behind `file:`, as paths
     source: str = ""  # the file, as it was named

@@ -76,6 +76,8 @@ def read_document(checker: Checker, source: str) -> Settings:
         shutdown=ShutdownSettings(**checker.read(Shutdown, ("shutdown",)).written()),
         workers=document.workers,
         sha256=checker.files.sha256,
+        sha256_written=checker.files.sha256_written,
+        lists=checker.files.lists,
         source=source,
     )
     if checker.errors:

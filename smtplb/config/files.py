@@ -34,6 +34,7 @@ class Files:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
+        self._digest_written = hashlib.sha256()  # without lists
         self._count = 0
         self._directories: dict[str, Path] = {}
         self._lists: dict[Path, str] = {}
@@ -41,6 +42,15 @@ class Files:
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest() if self._count else ""
+
+    @property
+    def sha256_written(self) -> str:
+        """Of the YAML alone: it does not change with a list."""
+        return self._digest_written.hexdigest() if self._count else ""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        return tuple(map(str, self._lists))
 
     def add(self, name: str, directory: Path) -> None:
         """A file called `name` in errors, whose relative paths start at `directory`."""
@@ -51,24 +61,29 @@ class Files:
 
     def config_text(self, path: Path) -> str:
         """A YAML file. It may be a pipe: `smtplb validate <(generate)`."""
-        return self._read(path, MAX_CONFIG_BYTES)
+        return self._written(path)
 
     def included_text(self, path: Path) -> str:
         _must_be_regular(path)
-        return self._read(path, MAX_CONFIG_BYTES)
+        return self._written(path)
 
     def list_text(self, path: Path) -> str:
         """A `file:` list, read once however often it is named."""
         if path not in self._lists:
             _must_be_regular(path)
-            self._lists[path] = self._read(path, MAX_LIST_BYTES)
+            self._lists[path] = utf8(self._read(path, MAX_LIST_BYTES))
         return self._lists[path]
 
-    def _read(self, path: Path, limit_bytes: int) -> str:
+    def _written(self, path: Path) -> str:
+        data = self._read(path, MAX_CONFIG_BYTES)
+        self._digest_written.update(len(data).to_bytes(8, "big") + data)
+        return utf8(data)
+
+    def _read(self, path: Path, limit_bytes: int) -> bytes:
         data = _bounded(path, limit_bytes)
         self._digest.update(len(data).to_bytes(8, "big") + data)
         self._count += 1
-        return utf8(data)
+        return data
 
 
 def utf8(data: bytes) -> str:

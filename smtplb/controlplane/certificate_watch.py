@@ -197,7 +197,7 @@ class CertificateWatch:
             watched.in_use = True
 
     def _stamps(self) -> dict[str, Stamp]:
-        return {file: _stamp(file) for watched in self._watched for file in watched.files}
+        return {file: stamp(file) for watched in self._watched for file in watched.files}
 
     def _remind(self) -> None:
         now = self._reminded_at = self._wall()
@@ -214,7 +214,7 @@ def _authorities_of(tls: BackTlsSettings) -> str | None:
     return tls.ca if verifies else None
 
 
-def _stamp(path: str) -> Stamp:
+def stamp(path: str) -> Stamp:
     """Another one after each change of what the path leads to; through symbolic links, without opening.
 
     ctime too: `cp -p` and rsync restore mtime, chmod may be what makes a key readable.

@@ -75,11 +75,14 @@ class Reloader:
         self._emit = emit
         self._lock = asyncio.Lock()
 
-    async def reload(self) -> ReloadPlan:
-        """One at a time. ConfigErrors, NeedsRestart, BindError, CannotReload: nothing was changed, and the log says why."""
+    async def reload(self, *, of_lists: bool = False) -> ReloadPlan:
+        """One at a time. ConfigErrors, NeedsRestart, BindError, CannotReload: nothing was changed, and the log says why.
+
+        `of_lists`: nobody asked, a list has changed; so nothing else may have.
+        """
         async with self._lock:
             try:
-                made = await self._reload()
+                made = await self._reload(of_lists=of_lists)
             except CannotReload as error:
                 self._emit(Notice("warning", "not-reloaded", str(error)))
                 raise
@@ -91,13 +94,18 @@ class Reloader:
         self.reloads.loaded_at = time.time()
         return made
 
-    async def _reload(self) -> ReloadPlan:
+    async def _reload(self, *, of_lists: bool) -> ReloadPlan:
         if self._read is None:
             raise CannotReload("this configuration did not come from a file")
         self._in_use()
         new = await asyncio.to_thread(self._read)
         old = self._in_use()
         made = plan(old, new)
+        if of_lists and new.sha256_written != old.sha256_written:
+            # What an operator has written and not yet asked for is not ours to take up.
+            raise CannotReload("a list changed, and so did the configuration: `smtplb reload` takes up both")
+        if of_lists and not made:
+            return made  # another reload was faster
         if made.restart:
             raise NeedsRestart(made.restart)
         sockets = self._bind(new)

@@ -25,6 +25,7 @@ from smtplb.controlplane import problems as trouble
 from smtplb.controlplane.certificate_watch import CertificateWatch
 from smtplb.controlplane.ejector import Ejector
 from smtplb.controlplane.link import OpenLink, WorkerLink
+from smtplb.controlplane.list_watch import ListWatch
 from smtplb.controlplane.picture import Picture
 from smtplb.controlplane.prober import Prober
 from smtplb.controlplane.process_link import link_for
@@ -149,6 +150,12 @@ class Supervisor:
             is_certain=lambda key: self._registry.backends[key].track.surely_up,
         )
         self._certificates = self._watch_of(settings)
+        self._lists = ListWatch(
+            settings.lists if read is not None else (),
+            deadlines=self._deadlines,
+            changed=self._lists_changed,
+        )
+        self._lists_task: asyncio.Task[None] | None = None
         self._reloader = Reloader(
             read,
             current=lambda: self.settings if self._phase == "serving" else None,
@@ -189,6 +196,7 @@ class Supervisor:
                 return
             self._registry.open()
             self._phase = "serving"
+            self._lists.start()
         except BaseException:
             self._close()
             raise
@@ -223,6 +231,15 @@ class Supervisor:
         facts = f"config {self.settings.sha256[:6]}, {len(traffic.listeners)} listeners, {backends} backends"
         self._notifier.ready(facts + (f"; not reloaded: {reloads.failure}" if reloads.failure else ""))
 
+    def _lists_changed(self) -> None:
+        self._lists_task = asyncio.get_running_loop().create_task(self._reload_lists())
+
+    async def _reload_lists(self) -> None:
+        try:
+            await self._reloader.reload(of_lists=True)
+        except (ConfigErrors, NeedsRestart, BindError, CannotReload):
+            pass  # the reloader has told
+
     def reopen_log(self) -> None:
         """Of workers that have one of their own."""
         if self._link is not None and self._phase != "stopped":
@@ -244,6 +261,7 @@ class Supervisor:
         link, traffic = self._link, settings.traffic
         assert link is not None
         self.settings = settings
+        self._lists.follow(settings.lists)
         self._certificates.close()
         self._certificates = self._watch_of(settings)
         self._certificates.start()
@@ -301,6 +319,9 @@ class Supervisor:
         self._phase = "stopped"
         self._prober.cut()
         self._certificates.close()
+        self._lists.close()
+        if self._lists_task is not None:
+            self._lists_task.cancel()
         self._ejector.close()
         self._registry.close()
         if self._link is not None:

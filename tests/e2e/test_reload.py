@@ -374,3 +374,73 @@ async def test_sighup_opens_the_log_anew_in_every_worker(begin: Begin, embed: Em
             await client.quit()
     await until(lambda: len(balancer.records("transaction-ended")) == 8, "all eight are in the new file")
     assert "transaction-ended" not in old.read_text()
+
+
+# -- lists that are watched
+
+
+async def test_a_list_that_changes_is_in_use_by_itself_and_cuts_no_session(
+    lab: Lab, embed: Embed, tmp_path: Path
+) -> None:
+    """`file:` in `accept`, in a route and among those who may not connect."""
+    here, there = await embed("here"), await embed("there")
+    book = Book(here, there)
+    files = {name: tmp_path / name for name in ("ours", "routed", "deny")}
+    files["ours"].write_text("first.test\n")
+    files["routed"].write_text("# nothing yet\nnobody.test\n")
+    files["deny"].write_text("192.0.2.0/24\n")
+    routes = {
+        "by-domain": [
+            {"when": {"recipient_domain": f"file:{files['routed']}"}, "to": "there"},
+            {"to": "here"},
+        ]
+    }
+    balancer = Smtplb(
+        {"here": pool(entry(here)), "there": pool(entry(there))},
+        listener={
+            "to": "by-domain",
+            "accept": [{"recipient_domain": f"file:{files['ours']}"}],
+            "clients": {"deny": [f"file:{files['deny']}"]},
+        },
+        sections={"workers": 2, "routes": routes},
+    )
+    await asyncio.to_thread(Lab.start, lab, balancer)
+    assert await asyncio.to_thread(balancer.is_ready)
+    async with session(balancer.port) as client:
+
+        async def rcpt(address: str) -> str:
+            assert (await client.say("MAIL FROM:<a@a.test>")).startswith("250")
+            answer = await client.say(f"RCPT TO:<{address}>")
+            assert (await client.say("RSET")).startswith("250")
+            return answer[:9]
+
+        assert await rcpt("r@second.test") == "550 5.7.1"
+        files["ours"].write_text("first.test\nsecond.test\n")
+        files["routed"].write_text("second.test\n")
+        await until(lambda: balancer.reloads() == 1, "the lists are in use", 30)
+        assert (await client.send(recipient="r@second.test")).startswith("250")
+        assert book.last == "there"
+        assert (await client.send(recipient="r@first.test")).startswith("250")
+        assert book.last == "here"
+
+        files["ours"].write_text("not a domain\n")
+        await until(lambda: bool(balancer.records("reload-failed")), "the mistake is told", 30)
+        (told,) = balancer.records("reload-failed")
+        assert f"{files['ours']}:1:1: " in str(told)
+        assert (await client.send(recipient="r@second.test")).startswith("250"), (
+            "the list before stays in use"
+        )
+
+        files["ours"].write_text("first.test\nsecond.test\n")
+        rewrite(balancer, lambda config: config["listeners"][0].update({"limits": {"recipients": 77}}))
+        files["deny"].write_text("127.0.0.0/8\n")
+        await until(lambda: bool(balancer.records("not-reloaded")), "nobody asked for the other change", 30)
+        assert "reload` takes up both" in str(balancer.records("not-reloaded"))
+        async with session(balancer.port):
+            pass
+        code, _ = await asyncio.to_thread(balancer.request, "POST", "/api/v1/reload")
+        assert code == 200
+        assert (await client.send(recipient="r@second.test")).startswith("250"), "who is in stays in"
+    with pytest.raises((AssertionError, OSError)):
+        async with session(balancer.port):
+            pass
