@@ -50,9 +50,8 @@ def open_replay_files(balancer: Smtplb) -> int:
     found = 0
     for entry in os.scandir(f"/proc/{balancer.pid}/fd"):
         try:
-            found += os.readlink(entry.path).endswith(" (deleted)") and "smtplb-replay" in os.readlink(
-                entry.path
-            )
+            link = os.readlink(entry.path)  # "#" and its inode: it never had a name (O_TMPFILE)
+            found += link.endswith(" (deleted)") and ("/#" in link or "smtplb-replay" in link)
         except OSError:
             continue
     return found
