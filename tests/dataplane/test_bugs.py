@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from smtplb.dataplane import session
 from smtplb.dataplane.attempt import Attempt
 from smtplb.dataplane.course import Course
 from smtplb.dataplane.dialogue import Dialogue
 from smtplb.dataplane.transaction import Transaction
+from tests.compiled import interpreted_only
 from tests.dataplane.harness import FakeStage
 from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup
@@ -30,9 +30,7 @@ FROM_THE_BACKENDS_SIDE = [
     (Transaction, "final_answered"),
 ]
 
-pytestmark = pytest.mark.skipif(
-    not session.__file__.endswith(".py"), reason="compiled classes cannot be patched"
-)
+pytestmark = interpreted_only
 
 
 def raises_once(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, *, at: int = 0) -> None:

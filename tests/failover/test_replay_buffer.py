@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtplb.dataplane import replay
 from smtplb.dataplane.replay import PIECE_BYTES, ReplayBudget, ReplayBuffer
 from smtplb.settings import ReplaySettings
 
@@ -77,10 +76,10 @@ def test_all_messages_together_stay_within_the_total() -> None:
 def test_a_full_disk_costs_the_replay_and_neither_the_message_nor_a_descriptor(
     monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
-    def full(file: int, data: bytes) -> None:
+    def full(file: int, data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(replay, "_write_all", full)
+    monkeypatch.setattr(os, "write", full)
     before = open_files()
     limits = budget(memory)
     for _ in range(5):
@@ -89,6 +88,7 @@ def test_a_full_disk_costs_the_replay_and_neither_the_message_nor_a_descriptor(
             buffer.keep(b"x" * 100)
         assert not buffer.complete
         buffer.drop()
+    monkeypatch.undo()
     assert open_files() == before
     assert (limits.used_memory_bytes, limits.used_file_bytes) == (0, 0)
 

@@ -43,7 +43,10 @@ from smtplb.settings import (
     QueueSettings,
 )
 from smtplb.smtp.extensions import Capabilities
+from tests.compiled import interpreted_only
 from tests.effort import examples
+
+pytestmark = interpreted_only
 
 QUEUE_LENGTH = 4
 READY = (State.IDLE, State.BOUND, State.LEASED, State.RESETTING, State.QUITTING)

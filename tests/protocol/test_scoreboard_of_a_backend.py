@@ -18,7 +18,10 @@ from smtplb.dataplane.scoreboard import Counts, Scoreboard
 from smtplb.observe.events import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import Address, BackendSettings, PoolSettings
+from tests.compiled import interpreted_only
 from tests.protocol.test_backend_machine import FakeConnection
+
+pytestmark = interpreted_only
 
 KEY = ("p", "a")
 
