@@ -1,6 +1,6 @@
 """What the garbage collector is told once a process has started.
 
-Owns its thresholds. Invariant: the way of a message leaves no cycles, so collecting is for the rest, and may be rare.
+Owns its thresholds. A message in clear leaves no cycles (tests/dataplane/test_no_cycles.py), so collecting may be rarer than usual.
 """
 
 from __future__ import annotations
