@@ -220,6 +220,16 @@ def test_every_250_of_a_postfix_ended_under_load_is_in_its_log_after_the_restart
     assert sorted(listed) == sorted(answered)
 
 
+def test_what_postfix_says_of_the_clock_is_no_complaint(lab: Lab) -> None:
+    server = lab.start(Postfix("clocked"))
+    with server.log.open("a") as log:
+        head = "Nov 28 19:11:08 clocked postfix/cleanup[7]: warning:"
+        log.write(f"{head} file system clock is 1 seconds ahead of local clock\n")
+        log.write(f"{head} resetting file time stamps - this hurts performance\n")
+        log.write(f"{head} something else\n")
+    assert server.log_lines("warning:") == [f"{head} something else"]
+
+
 def test_postfix_instances_do_not_know_each_other(lab: Lab) -> None:
     first, second = lab.start(Postfix("first")), lab.start(Postfix("second"))
     send(first.port)

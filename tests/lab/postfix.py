@@ -86,6 +86,9 @@ postlog    unix-dgram n - n - 1 postlogd
 _LINE = re.compile(
     r"^\w{3} [ \d]\d [\d:]{8} \S+ postfix/(?P<daemon>[\w-]+)\[\d+\]: (?P<queue_id>[0-9A-Za-z]{10,}): (?P<rest>.*)$"
 )
+# Complaints of cleanup about the clock of the machine that it runs on: they come when the clock is set or the machine is busy,
+# whoever speaks to Postfix and whatever is said.
+_OF_THE_CLOCK = ("warning: file system clock is ", "warning: resetting file time stamps")
 _DELIVERY = re.compile(r"^to=<(?P<recipient>[^>]*)>,.* status=(?P<status>\w+) \((?P<text>.*)\)$")
 
 
@@ -272,7 +275,12 @@ class Postfix(Mta):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def log_lines(self, containing: str = "") -> list[str]:
-        return [line for line in self.log_text().splitlines() if containing in line]
+        """Lines of the log with these words, but for what is not about mail: the clock of this machine."""
+        return [
+            line
+            for line in self.log_text().splitlines()
+            if containing in line and not any(words in line for words in _OF_THE_CLOCK)
+        ]
 
     def messages(self) -> dict[str, LoggedMessage]:
         """All messages in the log by queue id, also such that were never queued (the client went away)."""
