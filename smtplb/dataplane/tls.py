@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 SLICE_BYTES = (
     16 * 1024
@@ -40,6 +40,28 @@ class User(Protocol):
     def pause_writing(self) -> None: ...
 
     def resume_writing(self) -> None: ...
+
+
+class _Nobody:
+    """The user of a stream that is over: hears nothing."""
+
+    def tls_established(self) -> None: ...
+
+    def tls_failed(self, words: bytes) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
 
 
 class TlsStream:
@@ -74,7 +96,7 @@ class TlsStream:
     ) -> None:
         self._loop = loop
         self._raw = raw
-        self._user = user
+        self._user: User = user
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._engine = context.wrap_bio(
@@ -208,7 +230,10 @@ class TlsStream:
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = self._deaf = True
-        self._user.connection_lost(error)
+        # The user knows its transport, and may go on asking it for version and cipher: were it known here as well, both
+        # would stay, with the engine's buffers, until the garbage collector comes by.
+        user, self._user = self._user, _NOBODY
+        user.connection_lost(error)
 
     def pause_writing(self) -> None:
         self._user.pause_writing()
