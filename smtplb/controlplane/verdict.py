@@ -11,7 +11,7 @@ under implicit TLS, `ehlo` always). The identity counts at every level: without 
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.controlplane.registry import CheckResult, Seen
 from smtplb.controlplane.x509 import not_after
@@ -23,17 +23,17 @@ from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel, IdentityMo
 from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Reply
 
-MAX_TEXT = 200  # characters of a result's text; a reply line may have 12,294 octets
+MAX_TEXT: Final = 200  # characters of a result's text; a reply line may have 12,294 octets
 
 # How far a backend must have come when a connection fails, for the level to pass all the same.
-_PASSED_IF_FAILED_IN: dict[CheckLevel, tuple[Phase, ...]] = {
+_PASSED_IF_FAILED_IN: Final[dict[CheckLevel, tuple[Phase, ...]]] = {
     CheckLevel.TCP: (Phase.GREETING, Phase.HELLO),
     CheckLevel.BANNER: (Phase.HELLO,),
     CheckLevel.EHLO: (),
 }
 
 # Our words where the backend had none. {hello}: the steps that a check takes behind the greeting.
-_TEXTS: dict[tuple[Reason, Phase], str] = {
+_TEXTS: Final[dict[tuple[Reason, Phase], str]] = {
     (Reason.TIMEOUT, Phase.CONNECT): "no connection within {seconds} s",
     (Reason.TIMEOUT, Phase.GREETING): "no greeting within {seconds} s",
     (Reason.TIMEOUT, Phase.HELLO): "no answer to {hello} within {seconds} s",
@@ -42,11 +42,11 @@ _TEXTS: dict[tuple[Reason, Phase], str] = {
     (Reason.GARBLED, Phase.GREETING): "the greeting is not SMTP: {detail}",
     (Reason.GARBLED, Phase.HELLO): "the answer to {hello} is not SMTP: {detail}",
 }
-_PROXY_MODES = (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
+_PROXY_MODES: Final = (IdentityMode.PROXY_V1, IdentityMode.PROXY_V2)
 # How the header is answered where it is read as commands: v1 is one unknown command, v2 begins with empty
 # lines and QUIT (specification 2.2). Not 501 and 504: those judge the name in EHLO.
-_TO_A_COMMAND = frozenset({221, 500, 502, 503})
-_OPENSSL_NAME = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+\Z")  # CERTIFICATE_VERIFY_FAILED
+_TO_A_COMMAND: Final = frozenset({221, 500, 502, 503})
+_OPENSSL_NAME: Final = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+\Z")  # CERTIFICATE_VERIFY_FAILED
 
 
 class ProbeConnection(Protocol):

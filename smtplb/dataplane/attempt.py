@@ -8,7 +8,7 @@ Invariant: once `over`, the connection was given back, retired or aborted, and t
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.binding import Binding
@@ -78,7 +78,7 @@ class Step(Enum):
     OVER = auto()
 
 
-_PHASE_OF: dict[object, Phase] = {
+_PHASE_OF: Final[dict[object, Phase]] = {
     Command.IDENTITY: Phase.MAIL,  # XFORWARD goes out with MAIL
     Command.MAIL: Phase.MAIL,
     Command.DATA: Phase.DATA,

@@ -7,7 +7,7 @@ Invariant: payloads pass as they are and are kept nowhere; after success the con
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.backend import Backend
@@ -22,7 +22,7 @@ from smtplb.policy.refusal import Refusal
 from smtplb.policy.retry import attempt_deadline_s
 from smtplb.smtp.replies import Reply
 
-_AUTH = "auth"  # the token of every line of the exchange
+_AUTH: Final = "auth"  # the token of every line of the exchange
 
 
 class Client(Protocol):

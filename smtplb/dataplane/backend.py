@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
@@ -22,11 +22,13 @@ from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 from smtplb.smtp.extensions import offered_size
 
-REFUSED_CLIENTS = 20  # remembered between two pulses; policy/black_hole.py asks for 10
-RESETS_WITHOUT_A_MESSAGE = (
+REFUSED_CLIENTS: Final = 20  # remembered between two pulses; policy/black_hole.py asks for 10
+RESETS_WITHOUT_A_MESSAGE: Final = (
     5  # servers count commands without mail (Exim smtp_accept_max_nonmail 10, Postfix junk)
 )
-CLEAR_AFTER_FAILED_TLS_S = 600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
+CLEAR_AFTER_FAILED_TLS_S: Final = (
+    600.0  # opportunistic: how long a failed handshake is remembered (design 4.4)
+)
 
 
 class Seeker(Holder, Protocol):

@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.deadlines import NEVER, Deadlines
@@ -26,9 +26,9 @@ from smtplb.settings import BackendSettings
 from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Garbled, Reply, ReplyReader
 
-RSET_TIMEOUT_S = 30.0  # a backend that needs longer for RSET is not worth keeping
-QUIT_TIMEOUT_S = 5.0  # for the 221; then the connection is closed without it
-HIGH_WATER_BYTES = 256 * 1024  # unsent body towards a backend above which the client is not read
+RSET_TIMEOUT_S: Final = 30.0  # a backend that needs longer for RSET is not worth keeping
+QUIT_TIMEOUT_S: Final = 5.0  # for the 221; then the connection is closed without it
+HIGH_WATER_BYTES: Final = 256 * 1024  # unsent body towards a backend above which the client is not read
 
 
 class State(Enum):
@@ -606,7 +606,7 @@ class Connection:
         self._deadlines.set(self, self._deadlines.clock() + timeout_s)
 
 
-_POLITE = frozenset({Reason.GREETING, Reason.IDENTITY})
+_POLITE: Final = frozenset({Reason.GREETING, Reason.IDENTITY})
 
 
 def _words(error: BaseException) -> bytes:

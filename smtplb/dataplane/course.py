@@ -10,7 +10,7 @@ once, and a 250 for the message only from the backend that was given it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.dataplane.attempt import Attempt, Recipient, ReplySlot, Step, Trouble
 from smtplb.dataplane.backend import Backend
@@ -49,7 +49,7 @@ class Client(Protocol):
         """Its reset has come, though what it sent before may not have been read yet."""
 
 
-_STEP_PHASE = {
+_STEP_PHASE: Final = {
     Step.SEEKING: Phase.CONNECT,
     Step.ENVELOPE: Phase.RCPT,
     Step.DATA: Phase.DATA,
@@ -59,7 +59,7 @@ _STEP_PHASE = {
 
 
 # What the client hears when nothing can be relayed and nobody is left to ask.
-_REFUSAL_OF = {
+_REFUSAL_OF: Final = {
     Reason.LOST: Refusal.BACKEND_LOST,
     Reason.TIMEOUT: Refusal.BACKEND_LOST,
     Reason.GARBLED: Refusal.BACKEND_LOST,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-TICK_S = 0.1  # a deadline is told at most this late
-NEVER = float("inf")
+TICK_S: Final = 0.1  # a deadline is told at most this late
+NEVER: Final = float("inf")
 
 
 class Waiter(Protocol):

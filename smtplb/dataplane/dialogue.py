@@ -8,7 +8,7 @@ Invariant: each command line gets exactly one reply, through the channel, in the
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.authentication import Authentication
@@ -37,20 +37,22 @@ from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
 from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Phase, Verb
 
 # In one transaction, beyond as many as may be taken. 5xx ends the session before; 4xx (greylisting) may go on and on.
-MAX_REFUSED_RECIPIENTS = 1000
+MAX_REFUSED_RECIPIENTS: Final = 1000
 
-_FAULT_REFUSALS = {
+_FAULT_REFUSALS: Final = {
     SyntaxFault.ARGUMENTS: Refusal.BAD_ARGUMENTS,
     SyntaxFault.PARAMETER: Refusal.UNKNOWN_PARAMETER,
     SyntaxFault.PARAMETER_VALUE: Refusal.BAD_ARGUMENTS,
     SyntaxFault.NEEDS_SMTPUTF8: Refusal.NEEDS_SMTPUTF8,
 }
 # What may be said before STARTTLS where it is required (RFC 3207 4).
-_BEFORE_TLS = frozenset({Verb.HELO, Verb.EHLO, Verb.STARTTLS, Verb.NOOP, Verb.RSET, Verb.QUIT, Verb.XCLIENT})
+_BEFORE_TLS: Final = frozenset(
+    {Verb.HELO, Verb.EHLO, Verb.STARTTLS, Verb.NOOP, Verb.RSET, Verb.QUIT, Verb.XCLIENT}
+)
 # What carries no mail. After so many without a message between, each counts as an error (Postfix smtpd_junk_command_limit).
-_WITHOUT_MAIL = frozenset({Verb.HELO, Verb.EHLO, Verb.NOOP, Verb.RSET, Verb.VRFY, Verb.HELP})
-MAX_WITHOUT_MAIL = 100
-_VERBS_OF_CHUNKS = frozenset({Verb.BDAT, Verb.RSET, Verb.NOOP, Verb.QUIT, Verb.HELP, Verb.VRFY})
+_WITHOUT_MAIL: Final = frozenset({Verb.HELO, Verb.EHLO, Verb.NOOP, Verb.RSET, Verb.VRFY, Verb.HELP})
+MAX_WITHOUT_MAIL: Final = 100
+_VERBS_OF_CHUNKS: Final = frozenset({Verb.BDAT, Verb.RSET, Verb.NOOP, Verb.QUIT, Verb.HELP, Verb.VRFY})
 _GREETED, _READY, _MAIL, _RCPT = (
     phase.value for phase in (Phase.GREETED, Phase.READY, Phase.MAIL, Phase.RCPT)
 )
@@ -610,7 +612,7 @@ def _reply(row: RefuseReply) -> bytes:
     return f"{row.code} {row.enhanced} {row.text}\r\n".encode("ascii")
 
 
-_HANDLERS = {
+_HANDLERS: Final = {
     Verb.HELO: Dialogue._helo,
     Verb.EHLO: Dialogue._ehlo,
     Verb.STARTTLS: Dialogue._starttls,

@@ -7,6 +7,7 @@ Invariant: every value is encoded by its protocol's rules; an unknown fact is sa
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Final
 
 from smtplb.policy.routing import ClientAddress
 from smtplb.settings import IdentityMode
@@ -14,7 +15,7 @@ from smtplb.smtp.commands import SyntaxFault, parse_hello
 from smtplb.smtp.identity import UNAVAILABLE, address_attribute
 from smtplb.smtp.proxy_header import ProxyHeader, build_v1, build_v2
 
-_FACTS = (
+_FACTS: Final = (
     "authenticated",
     "client",
     "client_name",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.session import Session
@@ -20,7 +20,7 @@ from smtplb.policy.limits import ClientKey, Presence, RateTable, client_key, net
 from smtplb.policy.refusal import Refusal
 from smtplb.policy.routing import matches_network
 
-BACKLOG = 4096
+BACKLOG: Final = 4096
 
 BoundTo = tuple[int, Any]  # address family, and where as getsockname() has it
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtplb.dataplane.certificates import client_context
 from smtplb.dataplane.identity import Identity
@@ -54,7 +54,7 @@ class _Awaiting(Enum):
 
 
 # What an MTA says to a line that it takes for an unknown command, or for one out of order.
-_TO_A_COMMAND = frozenset({221, 500, 502, 503})
+_TO_A_COMMAND: Final = frozenset({221, 500, 502, 503})
 
 
 class Opening:

@@ -8,14 +8,15 @@ Invariant: the same canonical bytes reach a backend in order, once per attempt; 
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Final
 
 from smtplb.dataplane.connection import Connection
 from smtplb.dataplane.replay import ReplayBudget, ReplayBuffer
 from smtplb.smtp.body import TERMINATOR, BodyReader
 from smtplb.smtp.chunks import ChunkReader, DotStuffer, ReceivedCounter
 
-CATCH_UP_BYTES = 256 * 1024  # of a replay in one write
-JOIN_BELOW_BYTES = 16384  # a copy this small is cheaper than a second element of a gathering write
+CATCH_UP_BYTES: Final = 256 * 1024  # of a replay in one write
+JOIN_BELOW_BYTES: Final = 16384  # a copy this small is cheaper than a second element of a gathering write
 
 
 class Trace:

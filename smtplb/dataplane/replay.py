@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Final
 
 from smtplb.settings import ReplaySettings
 
-PIECE_BYTES = 64 * 1024  # what a replay reads and writes at a time
+PIECE_BYTES: Final = 64 * 1024  # what a replay reads and writes at a time
 
 
 class ReplayBudget:

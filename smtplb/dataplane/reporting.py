@@ -6,6 +6,8 @@ Invariant: one TransactionEnded for each transaction; nothing of a body, nothing
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.context import ListenerContext
 from smtplb.observe.events import (
@@ -19,7 +21,7 @@ from smtplb.observe.events import (
 from smtplb.policy.outcome import Reason
 from smtplb.policy.retry import Suspicion
 
-OUTCOME_OF_CLASS = {  # of the last reply, by its first digit
+OUTCOME_OF_CLASS: Final = {  # of the last reply, by its first digit
     b"2": TransactionOutcome.OK,
     b"4": TransactionOutcome.TEMPFAIL,
     b"5": TransactionOutcome.PERMFAIL,

@@ -12,7 +12,7 @@ import asyncio
 import socket
 from enum import Enum, auto
 from ipaddress import ip_address
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.binding import Binding
@@ -27,12 +27,14 @@ from smtplb.policy.routing import ClientAddress, matches_network
 from smtplb.settings import FrontTlsMode
 from smtplb.smtp.proxy_header import Malformed, read_header
 
-MAX_HELD_BYTES = 64 * 1024  # input kept while a reply is due; then the socket is not read
-MAX_SLOTS = 1000  # replies due at once; more pipelined RCPTs wait in the input
-MAX_REPLIES_A_TURN = 100  # of one read of short commands; the next turn shows whether the client reads them
-LINGER_S = 30.0  # for a client to read our last words
-PROXY_HEADER_TIMEOUT_S = 5.0  # proxy-protocol.txt 2: at least 3 s; Postfix 5 s
-HANDSHAKE_TIMEOUT_S = 30.0  # Postfix smtpd_starttls_timeout 300 s, 10 s under stress
+MAX_HELD_BYTES: Final = 64 * 1024  # input kept while a reply is due; then the socket is not read
+MAX_SLOTS: Final = 1000  # replies due at once; more pipelined RCPTs wait in the input
+MAX_REPLIES_A_TURN: Final = (
+    100  # of one read of short commands; the next turn shows whether the client reads them
+)
+LINGER_S: Final = 30.0  # for a client to read our last words
+PROXY_HEADER_TIMEOUT_S: Final = 5.0  # proxy-protocol.txt 2: at least 3 s; Postfix 5 s
+HANDSHAKE_TIMEOUT_S: Final = 30.0  # Postfix smtpd_starttls_timeout 300 s, 10 s under stress
 
 
 class Stage(Enum):

@@ -16,10 +16,10 @@ import asyncio
 import ssl
 from typing import Final, Protocol, cast
 
-SLICE_BYTES = (
+SLICE_BYTES: Final = (
     16 * 1024
 )  # a TLS record. The engine's buffers keep the size of the largest piece they ever held
-READ_BYTES = 64 * 1024
+READ_BYTES: Final = 64 * 1024
 
 
 class User(Protocol):

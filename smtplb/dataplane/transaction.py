@@ -8,6 +8,8 @@ hears so.
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.dataplane.attempt import Attempt, Recipient, ReplySlot, Step
 from smtplb.dataplane.course import Client, Course
 from smtplb.dataplane.relay import Relay
@@ -22,9 +24,11 @@ from smtplb.smtp.replies import Reply
 
 __all__ = ["Client", "Transaction"]
 
-FULL_RETRY_WITHIN_S = 60.0  # 452 to the final dot is tried elsewhere while the client has not waited longer
-MAX_RECEIVED_OWN = 3  # our own trace lines in a message: it has come round
-MAX_RECEIVED_ALL = 50  # RFC 5321 6.3: at least 100 hops is a large number; Postfix hopcount_limit 50
+FULL_RETRY_WITHIN_S: Final = (
+    60.0  # 452 to the final dot is tried elsewhere while the client has not waited longer
+)
+MAX_RECEIVED_OWN: Final = 3  # our own trace lines in a message: it has come round
+MAX_RECEIVED_ALL: Final = 50  # RFC 5321 6.3: at least 100 hops is a large number; Postfix hopcount_limit 50
 
 
 class Transaction(Course):

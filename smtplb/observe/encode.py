@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from hashlib import blake2b
+from typing import Final
 
-MAX_FIELD = 1024  # of one field, then "...". A reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
+MAX_FIELD: Final = 1024  # of one field, then "...". A reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 
 # A backslash is escaped too, so that what was said can be read back without doubt.
-_OCTETS = {
+_OCTETS: Final = {
     octet: f"\\x{octet:02x}" for octet in range(256) if not 0x20 <= octet <= 0x7E or octet == ord("\\")
 }
 # The lookbehind lets a match begin at a word's start only: else a long word costs the square of its length.
-_ADDRESS = re.compile(r"(?<![^\s<>@(),;:])[^\s<>@(),;:]++@[^\s<>@(),;\"']++")
+_ADDRESS: Final = re.compile(r"(?<![^\s<>@(),;:])[^\s<>@(),;:]++@[^\s<>@(),;\"']++")
 
 
 def octets(raw: bytes) -> str:

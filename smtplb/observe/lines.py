@@ -8,7 +8,7 @@ Invariant: every text in the fields went through encode.py, and every address of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from smtplb.observe.encode import People, octets, words
 from smtplb.observe.events import (
@@ -24,17 +24,17 @@ from smtplb.observe.events import (
 )
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
-LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
-NAMES = {number: name for name, number in LEVELS.items()}
+LEVELS: Final = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
+NAMES: Final = {number: name for name, number in LEVELS.items()}
 
-MAX_NOTICE_FIELD = 8192  # room for the stack of a bug
+MAX_NOTICE_FIELD: Final = 8192  # room for the stack of a bug
 
 Value = str | int | float | bool
 Fields = dict[str, Value]
 Said = tuple[str, str, Fields]  # action, message, fields
 
 # Field -> its name in text. Fields that are not here repeat what the message says, and are for machines.
-TEXT_NAMES = {
+TEXT_NAMES: Final = {
     "smtplb.transaction.id": "transaction",
     "smtplb.session.id": "session",
     "smtplb.listener": "listener",
@@ -59,9 +59,9 @@ TEXT_NAMES = {
     "smtplb.down_for_s": "down_for_s",
     "smtplb.duration_ms": "ms",
 }
-NOTICE_PREFIX = "smtplb.notice."
+NOTICE_PREFIX: Final = "smtplb.notice."
 
-_ECS_OUTCOMES = {
+_ECS_OUTCOMES: Final = {
     TransactionOutcome.OK: "success",
     TransactionOutcome.ABORTED: "unknown",  # the client's own decision
     TransactionOutcome.IN_DOUBT: "unknown",
@@ -81,7 +81,7 @@ def _transaction_level(event: TransactionEnded) -> int:
     return INFO
 
 
-_ATTEMPT_LEVELS = {
+_ATTEMPT_LEVELS: Final = {
     AttemptOutcome.FAULT: WARNING,
     AttemptOutcome.IN_DOUBT: WARNING,
     AttemptOutcome.REPLACED: DEBUG,  # a kept connection had gone stale: everyday life
@@ -234,7 +234,7 @@ def _notice(event: Notice, people: People) -> Said:
 
 
 # Kind of event -> its level, what it says. Any: each function takes its own kind of event.
-KINDS: dict[type, tuple[Callable[[Any], int], Callable[[Any, People], Said]]] = {
+KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People], Said]]]] = {
     TransactionEnded: (_transaction_level, _transaction),
     AttemptFailed: (_attempt_level, _attempt),
     BackendBlamed: (_blame_level, _blame),

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
 
 import orjson
 
@@ -23,11 +24,11 @@ from smtplb.observe.lines import KINDS, LEVELS, NAMES, text_line
 from smtplb.observe.outlet import Outlet
 from smtplb.settings import LogSettings
 
-ECS_VERSION = "8.11.0"
-FLUSH_AT_BYTES = 64 * 1024  # within one turn; Linux pipes hold as much
-MAX_BACKLOG_BYTES = 1024 * 1024  # while the reader is slow; then lines are dropped. Some 1,500 lines
-RETRY_S = 0.05
-CLOSE_WITHIN_S = 1.0
+ECS_VERSION: Final = "8.11.0"
+FLUSH_AT_BYTES: Final = 64 * 1024  # within one turn; Linux pipes hold as much
+MAX_BACKLOG_BYTES: Final = 1024 * 1024  # while the reader is slow; then lines are dropped. Some 1,500 lines
+RETRY_S: Final = 0.05
+CLOSE_WITHIN_S: Final = 1.0
 
 
 class LogWriter:

@@ -10,12 +10,13 @@ message in doubt may be at the backend already, which can recognise it only if i
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Final
 
 from smtplb.policy.limits import client_key, network_key
 from smtplb.policy.routing import ClientAddress
 
-MAX_ENTRIES = 100_000
-TEMPFAIL_AGE_S = 24 * 3600.0  # senders keep trying for days, but greylisting ends within hours
+MAX_ENTRIES: Final = 100_000
+TEMPFAIL_AGE_S: Final = 24 * 3600.0  # senders keep trying for days, but greylisting ends within hours
 
 BackendKey = tuple[str, str]
 Entry = tuple[bytes, BackendKey, float, bool]  # key, backend, until_s, once

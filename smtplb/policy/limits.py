@@ -7,9 +7,11 @@ A client is an IPv4 address or an IPv6 /64: one host owns a /64. A network is an
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.policy.routing import ClientAddress
 
-MAX_CLIENTS = 100_000
+MAX_CLIENTS: Final = 100_000
 
 ClientKey = tuple[int, int]  # IP version, address without its host part
 

@@ -7,6 +7,7 @@ Invariant: the answer depends only on what the backend did; nothing that a clien
 from __future__ import annotations
 
 from enum import Enum, StrEnum, auto
+from typing import Final
 
 from smtplb.smtp.replies import Reply
 
@@ -70,24 +71,24 @@ class Decision:
         self.closing = closing
 
 
-_VERDICT = Decision(Elsewhere.NO, Blame.NEVER, Reason.VERDICT, closing=False)
-_BUSY = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
-_POLICY_421 = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
-_STALE = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
-_STORAGE = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.STORAGE, closing=False)
-_MISFIT = Decision(Elsewhere.ANY, Blame.NEVER, Reason.MISFIT, closing=True)
-_STALE_MISFIT = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.MISFIT, closing=True)
-_EARLY = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.EARLY_REPLY, closing=True)
-_LOST = {
+_VERDICT: Final = Decision(Elsewhere.NO, Blame.NEVER, Reason.VERDICT, closing=False)
+_BUSY: Final = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
+_POLICY_421: Final = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
+_STALE: Final = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.STALE, closing=True)
+_STORAGE: Final = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.STORAGE, closing=False)
+_MISFIT: Final = Decision(Elsewhere.ANY, Blame.NEVER, Reason.MISFIT, closing=True)
+_STALE_MISFIT: Final = Decision(Elsewhere.NEW_CONNECTION, Blame.NEVER, Reason.MISFIT, closing=True)
+_EARLY: Final = Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, Reason.EARLY_REPLY, closing=True)
+_LOST: Final = {
     reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
     for reason in (Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
 }
-_NO_CONNECTION = {
+_NO_CONNECTION: Final = {
     reason: Decision(Elsewhere.ANY, Blame.AT_ONCE, reason, closing=True)
     for reason in (Reason.CONNECT, Reason.GREETING, Reason.TLS, Reason.LOST, Reason.TIMEOUT, Reason.GARBLED)
 }
 # A backend that was told of a client may hang up on that client, also where we expect TLS: never blamed on its word alone.
-_NO_CONNECTION_FOR_CLIENT = {
+_NO_CONNECTION_FOR_CLIENT: Final = {
     reason: Decision(Elsewhere.ONE_OTHER, Blame.IF_OTHER_SUCCEEDS, reason, closing=True)
     for reason in _NO_CONNECTION
 }
@@ -95,16 +96,16 @@ _LOST[Reason.BUG] = _NO_CONNECTION[Reason.BUG] = _NO_CONNECTION_FOR_CLIENT[Reaso
     Elsewhere.ONE_OTHER, Blame.NEVER, Reason.BUG, closing=True
 )
 # What a backend offers is its operator's doing, yet a client chooses what is told: nobody is ejected for it. Checks see it.
-_NO_IDENTITY = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
+_NO_IDENTITY: Final = Decision(Elsewhere.ANY, Blame.NEVER, Reason.IDENTITY, closing=True)
 # A client can make a backend busy by opening sessions here: a 421 greeting is blamed only against one that answers.
-_BUSY_GREETING = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
+_BUSY_GREETING: Final = Decision(Elsewhere.ANY, Blame.IF_OTHER_SUCCEEDS, Reason.BUSY, closing=True)
 # 421 4.7.x: too many connections from us, at a rate that our clients set.
-_POLICY_GREETING = Decision(Elsewhere.ANY, Blame.NEVER, Reason.BUSY, closing=True)
+_POLICY_GREETING: Final = Decision(Elsewhere.ANY, Blame.NEVER, Reason.BUSY, closing=True)
 
 # Replies about what we sent, never about the mail (ran: a backend that demands TLS says 530 to MAIL).
-_ABOUT_US = frozenset({500, 502, 503, 504, 530, 538, 555})
-_STORAGE_DETAILS = frozenset({b"4.3.0", b"4.3.1", b"4.3.5"})
-ERRORS_BEFORE_A_421_IS_OURS = (
+_ABOUT_US: Final = frozenset({500, 502, 503, 504, 530, 538, 555})
+_STORAGE_DETAILS: Final = frozenset({b"4.3.0", b"4.3.1", b"4.3.5"})
+ERRORS_BEFORE_A_421_IS_OURS: Final = (
     5  # error replies on one connection, then a 421 or a close is an answer to those
 )
 
@@ -173,12 +174,12 @@ def _about_the_system(reply: Reply) -> bool:
 
 
 # The client's budget ended the wait before the backend's own time was up: nobody's fault.
-OPENING_CUT = Decision(Elsewhere.ANY, Blame.NEVER, Reason.TIMEOUT, closing=True)
-EARLY_REPLY = _EARLY
-IDENTITY_REFUSED = _NO_IDENTITY
-GARBLED_REPLY = _LOST[Reason.GARBLED]
+OPENING_CUT: Final = Decision(Elsewhere.ANY, Blame.NEVER, Reason.TIMEOUT, closing=True)
+EARLY_REPLY: Final = _EARLY
+IDENTITY_REFUSED: Final = _NO_IDENTITY
+GARBLED_REPLY: Final = _LOST[Reason.GARBLED]
 # A connection that ended while the backend owed nothing: the client's pace, not the backend's health.
-IDLE_LOSS = _STALE
+IDLE_LOSS: Final = _STALE
 
 
 def words_for_client(reply: Reply) -> bytes:

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Final
 
-MAX_PATH_BYTES = (
+MAX_PATH_BYTES: Final = (
     512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
 )
 
 # Only what MTAs read alike (ran: Postfix, Exim, Sendmail). Not here though some take it: comments (Postfix delivers
 # `a@b(c.d` to a@b), specials outside quotes (Sendmail cuts `a:b@c` down to b@c), anything but names in a domain.
 # One octet at a time beside quoted strings, and no two alternatives that can begin alike: linear on any input.
-_ATOM = rb"[!#-'*+\--9=?A-Z^-~\x80-\xff]"  # RFC 5322 3.2.3 atext, and dots wherever they are
-_QUOTED = rb'"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*"'
-_NAME = rb"[A-Za-z0-9_\x80-\xff-]+(?:\.[A-Za-z0-9_\x80-\xff-]+)*\.?"  # underscores are in use
-_DOMAIN = rb"(?:%s|\[[A-Za-z0-9:.-]+\])" % _NAME
-_LOCAL_PART = rb"(?:%s|%s)+" % (_ATOM, _QUOTED)
-_ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)  # RFC 5321 4.1.2 A-d-l
-_PATH = rb"(?:%s(?:@%s)?|%s%s@%s)?" % (_LOCAL_PART, _DOMAIN, _ROUTE, _LOCAL_PART, _DOMAIN)
-_SIMPLE = re.compile(rb"<(%s+@%s)>(?=[ ]|\Z)" % (_ATOM, _NAME))  # nearly all mail
-_BRACKETED = re.compile(rb"[ \t]*<(%s)>(?=[ \t]|\Z)" % _PATH)
-_UNBRACKETED = re.compile(rb"[ \t]*(%s+(?:@%s)?)(?=[ \t]|\Z)" % (_ATOM, _DOMAIN))
+_ATOM: Final = rb"[!#-'*+\--9=?A-Z^-~\x80-\xff]"  # RFC 5322 3.2.3 atext, and dots wherever they are
+_QUOTED: Final = rb'"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*"'
+_NAME: Final = rb"[A-Za-z0-9_\x80-\xff-]+(?:\.[A-Za-z0-9_\x80-\xff-]+)*\.?"  # underscores are in use
+_DOMAIN: Final = rb"(?:%s|\[[A-Za-z0-9:.-]+\])" % _NAME
+_LOCAL_PART: Final = rb"(?:%s|%s)+" % (_ATOM, _QUOTED)
+_ROUTE: Final = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)  # RFC 5321 4.1.2 A-d-l
+_PATH: Final = rb"(?:%s(?:@%s)?|%s%s@%s)?" % (_LOCAL_PART, _DOMAIN, _ROUTE, _LOCAL_PART, _DOMAIN)
+_SIMPLE: Final = re.compile(rb"<(%s+@%s)>(?=[ ]|\Z)" % (_ATOM, _NAME))  # nearly all mail
+_BRACKETED: Final = re.compile(rb"[ \t]*<(%s)>(?=[ \t]|\Z)" % _PATH)
+_UNBRACKETED: Final = re.compile(rb"[ \t]*(%s+(?:@%s)?)(?=[ \t]|\Z)" % (_ATOM, _DOMAIN))
 
 
 def parse_path(argument: bytes) -> tuple[bytes, bytes] | None:

@@ -10,9 +10,11 @@ before a LF becomes a blank, NUL becomes a blank, and a line that would be a lon
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.smtp.scan import find_end, is_lawful
 
-TERMINATOR = b".\r\n"  # behind the CRLF of the last line
+TERMINATOR: Final = b".\r\n"  # behind the CRLF of the last line
 
 _MIDDLE, _AFTER_CRLF, _AFTER_LF = 0, 1, 2
 

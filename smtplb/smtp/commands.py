@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from typing import Final
 
 from smtplb.smtp.address import is_ascii_path, parse_path
 from smtplb.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Parameters
 
-MAX_COMMAND_LINE_BYTES = (
+MAX_COMMAND_LINE_BYTES: Final = (
     2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
 )
-MAX_AUTH_LINE_BYTES = 12288 + 2  # RFC 4954 4, and CRLF
-MAX_SIZE_DIGITS = 20  # RFC 1870 4: size-value = 1*20DIGIT
+MAX_AUTH_LINE_BYTES: Final = 12288 + 2  # RFC 4954 4, and CRLF
+MAX_SIZE_DIGITS: Final = 20  # RFC 1870 4: size-value = 1*20DIGIT
 
 
 class SyntaxFault(Enum):
@@ -30,11 +31,11 @@ class SyntaxFault(Enum):
     NEEDS_SMTPUTF8 = auto()  # an address with octets above 127, and no SMTPUTF8
 
 
-_PARAMETERS = re.compile(rb"(?:[ \t]+[A-Za-z0-9][A-Za-z0-9-]*(?:=[\x21-\x3c\x3e-\x7e]+)?)*[ \t]*\Z")
-_HELLO = re.compile(rb"[\x21-\x7e]{1,255}\Z")
-_XTEXT = rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"
+_PARAMETERS: Final = re.compile(rb"(?:[ \t]+[A-Za-z0-9][A-Za-z0-9-]*(?:=[\x21-\x3c\x3e-\x7e]+)?)*[ \t]*\Z")
+_HELLO: Final = re.compile(rb"[\x21-\x7e]{1,255}\Z")
+_XTEXT: Final = rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"
 # RFC 3461 4.1-4.4 (ORCPT also takes RFC 6533's utf-8 forms, which are xtext), RFC 4954 5
-_VALUES = {
+_VALUES: Final = {
     b"SIZE": re.compile(rb"[0-9]{1,%d}\Z" % MAX_SIZE_DIGITS),
     b"RET": re.compile(rb"(?:FULL|HDRS)\Z", re.IGNORECASE),
     b"ENVID": re.compile(rb"%s\Z" % _XTEXT),
@@ -44,10 +45,10 @@ _VALUES = {
     ),
     b"ORCPT": re.compile(rb"[A-Za-z0-9-]+;[!-*,-<>-~+]+\Z"),
 }
-_BDAT = re.compile(rb"([0-9]{1,%d})(?:[ \t]+(LAST))?\Z" % MAX_SIZE_DIGITS, re.IGNORECASE)
-_MECHANISM = re.compile(rb"[A-Za-z0-9_-]{1,20}\Z")  # RFC 4422 3.1
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
-_NO_PARAMETERS: Parameters = {}
+_BDAT: Final = re.compile(rb"([0-9]{1,%d})(?:[ \t]+(LAST))?\Z" % MAX_SIZE_DIGITS, re.IGNORECASE)
+_MECHANISM: Final = re.compile(rb"[A-Za-z0-9_-]{1,20}\Z")  # RFC 4422 3.1
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
+_NO_PARAMETERS: Final[Parameters] = {}
 
 
 def split_line(line: bytes) -> tuple[bytes, bytes]:

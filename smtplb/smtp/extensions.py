@@ -7,17 +7,18 @@ Invariant: a keyword of a backend never reaches a client; what we offer is ours 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from smtplb.smtp.replies import Reply
 
 # RFC 5321 4.1.1.1: ehlo-keyword = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-"); ehlo-param = 1*(%d33-126)
 # No two repetitions side by side that can take the same octets: that would be cubic on a long line of blanks.
-_EHLO_LINE = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ \t=]([\t\x20-\x7e]*))?\Z")
-_MAILMAX = re.compile(rb"(?:^|[ \t])MAILMAX=([1-9][0-9]{0,5})(?=[ \t]|\Z)", re.IGNORECASE)
-_DIGITS = re.compile(rb"[0-9]{1,19}\Z")
+_EHLO_LINE: Final = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ \t=]([\t\x20-\x7e]*))?\Z")
+_MAILMAX: Final = re.compile(rb"(?:^|[ \t])MAILMAX=([1-9][0-9]{0,5})(?=[ \t]|\Z)", re.IGNORECASE)
+_DIGITS: Final = re.compile(rb"[0-9]{1,19}\Z")
 
 # Which keyword a backend must list to be given a parameter. RFC 1870, 6152, 6531, 3461, 8689, 4954.
-_MAIL_NEEDS = {
+_MAIL_NEEDS: Final = {
     b"SIZE": b"SIZE",
     b"BODY": b"8BITMIME",
     b"SMTPUTF8": b"SMTPUTF8",
@@ -26,15 +27,15 @@ _MAIL_NEEDS = {
     b"REQUIRETLS": b"REQUIRETLS",
     b"AUTH": b"AUTH",
 }
-RCPT_PARAMETERS = {b"NOTIFY": b"DSN", b"ORCPT": b"DSN"}
-MAIL_PARAMETERS = _MAIL_NEEDS
+RCPT_PARAMETERS: Final = {b"NOTIFY": b"DSN", b"ORCPT": b"DSN"}
+MAIL_PARAMETERS: Final = _MAIL_NEEDS
 # Dropping these towards a backend that does not list them changes nothing about the message.
-_COURTESIES = frozenset({b"SIZE", b"AUTH"})
+_COURTESIES: Final = frozenset({b"SIZE", b"AUTH"})
 
 # Offered in front only if every backend that the listener can reach has them, since they say what may be in a message.
-END_TO_END = (b"8BITMIME", b"SMTPUTF8", b"DSN", b"BINARYMIME", b"REQUIRETLS")
+END_TO_END: Final = (b"8BITMIME", b"SMTPUTF8", b"DSN", b"BINARYMIME", b"REQUIRETLS")
 # Mechanisms that are bound to the TLS channel between client and backend, which we end (RFC 5929, RFC 4422).
-_UNRELAYABLE_MECHANISMS = (b"EXTERNAL",)
+_UNRELAYABLE_MECHANISMS: Final = (b"EXTERNAL",)
 
 Parameters = dict[bytes, bytes | None]
 

@@ -8,23 +8,24 @@ Invariant: nothing enters a command unencoded: no octet outside xtext, no value 
 from __future__ import annotations
 
 import re
+from typing import Final
 
-MAX_VALUE_BYTES = 255  # XCLIENT_README: attribute values, encoded
-MAX_COMMAND_BYTES = 512  # XCLIENT_README: one command, incl. CRLF
+MAX_VALUE_BYTES: Final = 255  # XCLIENT_README: attribute values, encoded
+MAX_COMMAND_BYTES: Final = 512  # XCLIENT_README: one command, incl. CRLF
 
-UNAVAILABLE = b"[UNAVAILABLE]"
+UNAVAILABLE: Final = b"[UNAVAILABLE]"
 
-XCLIENT_NAMES = frozenset(
+XCLIENT_NAMES: Final = frozenset(
     {b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"LOGIN", b"DESTADDR", b"DESTPORT", b"REVERSE_NAME"}
 )
-XFORWARD_NAMES = frozenset({b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"IDENT", b"SOURCE"})
+XFORWARD_NAMES: Final = frozenset({b"NAME", b"ADDR", b"PORT", b"PROTO", b"HELO", b"IDENT", b"SOURCE"})
 
 # RFC 3461 4: xchar = any ASCII between "!" and "~" but "+" and "="
-_XCHAR = frozenset(range(0x21, 0x7F)) - {0x2B, 0x3D}
-_ENCODED = [bytes([octet]) if octet in _XCHAR else b"+%02X" % octet for octet in range(256)]
-_XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
-_HEX = re.compile(rb"\+([0-9A-F]{2})")
-_ATTRIBUTE = re.compile(rb"([A-Za-z][A-Za-z_]{0,31})=([!-~]{0,255})\Z")
+_XCHAR: Final = frozenset(range(0x21, 0x7F)) - {0x2B, 0x3D}
+_ENCODED: Final = [bytes([octet]) if octet in _XCHAR else b"+%02X" % octet for octet in range(256)]
+_XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
+_HEX: Final = re.compile(rb"\+([0-9A-F]{2})")
+_ATTRIBUTE: Final = re.compile(rb"([A-Za-z][A-Za-z_]{0,31})=([!-~]{0,255})\Z")
 
 
 def encode_xtext(value: bytes) -> bytes:

@@ -8,19 +8,20 @@ Invariant: a Reply holds whole lines of printable bytes only, so relaying it can
 from __future__ import annotations
 
 import re
+from typing import Final
 
 # Incl. CRLF. RFC 5321 4.5.3.1.5: 512; Exim and Exchange exceed it; RFC 4954 4: a challenge behind "334 " has up to 12288.
-MAX_REPLY_LINE_BYTES = 12288 + 6
-MAX_REPLY_BYTES = 65536  # all lines of one reply
+MAX_REPLY_LINE_BYTES: Final = 12288 + 6
+MAX_REPLY_BYTES: Final = 65536  # all lines of one reply
 
 # RFC 5321 4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF
 # The second digit goes to 9: operators write 571 and the like in access maps, and clients go by the first digit (4.3.2).
-_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\x00-\x08\x0a-\x1f\x7f]*))?\Z")
-_CODE = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\Z)")
-_BEGINNING = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\r?\Z)")  # of a line whose end has not come
+_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\x00-\x08\x0a-\x1f\x7f]*))?\Z")
+_CODE: Final = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\Z)")
+_BEGINNING: Final = re.compile(rb"[2-5][0-9][0-9](?:[ -]|\r?\Z)")  # of a line whose end has not come
 # RFC 3463 2: status-code = class "." subject "." detail
-_ENHANCED = re.compile(rb"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]|\Z)")
-_CONTROLS_TO_BLANK = bytes(0x20 if (i < 0x20 and i != 0x09) or i == 0x7F else i for i in range(256))
+_ENHANCED: Final = re.compile(rb"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]|\Z)")
+_CONTROLS_TO_BLANK: Final = bytes(0x20 if (i < 0x20 and i != 0x09) or i == 0x7F else i for i in range(256))
 
 
 class Reply:
@@ -97,8 +98,8 @@ class Garbled:
 
 # Backends say the same few lines all day: those are read once. Bounded by number and length; longer ones (queue ids) pass by.
 _known: dict[bytes, Reply] = {}
-MAX_KNOWN = 256
-MAX_KNOWN_BYTES = 48
+MAX_KNOWN: Final = 256
+MAX_KNOWN_BYTES: Final = 48
 
 
 class ReplyReader:
