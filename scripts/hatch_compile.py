@@ -30,7 +30,7 @@ MODULES = {
     "dataplane": "attempt authentication backend binding connection context course deadlines dialogue identity listener opening "
     "pool relay replay reporting router runtime scoreboard search session tls transaction waiting",
     "controlplane": "verdict",
-    "observe": "encode lines logs",
+    "observe": "encode ended histogram lines logs",
 }
 SETUP = """
 from mypyc.build import mypycify

@@ -11,11 +11,11 @@ worker -> other workers, by way of the supervisor's process: RetriesRemembered.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from smtplb.observe.events import Event
+from smtplb.observe.histogram import Histogram
 from smtplb.settings import LogSettings, TrafficSettings
 
 BackendKey = tuple[str, str]  # pool, backend
@@ -147,55 +147,6 @@ class RetriesRemembered:
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
     serial: int
-
-
-SECONDS_BOUNDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-    120,
-    300,
-    600,
-)
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Counts of durations in seconds, by upper bound; the last count is for all above the last bound."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS_BOUNDS) + 1))
-    sum_s: float = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(SECONDS_BOUNDS, seconds)] += 1
-        self.sum_s += seconds
-
-    def copy(self) -> Histogram:
-        return Histogram(list(self.counts), self.sum_s)
-
-    def quantile_s(self, ratio: float) -> float | None:
-        """Upper bound of the bucket in which the quantile lies, None while nothing was observed."""
-        total = sum(self.counts)
-        if not total:
-            return None
-        seen = 0
-        for bound, count in zip(SECONDS_BOUNDS, self.counts, strict=False):
-            seen += count
-            if seen >= ratio * total:
-                return bound
-        return float(SECONDS_BOUNDS[-1])
 
 
 @dataclass(slots=True)

@@ -48,13 +48,18 @@ PLAIN = (
     "smtplb.settings",
     "smtplb.messages",
     "smtplb.observe.events",
+    "smtplb.observe.ended",
+    "smtplb.observe.histogram",
+    "smtplb.observe.outcomes",
 )  # types only, for everybody above smtp
 
 RULES = {  # the longest matching name decides
     "smtplb": Rule(is_pure=True),  # __init__.py
     "smtplb.__main__": Rule(("smtplb.cli",)),
     "smtplb.settings": Rule(is_pure=True),
-    "smtplb.messages": Rule(("smtplb.settings", "smtplb.observe.events"), is_pure=True),
+    "smtplb.messages": Rule(
+        ("smtplb.settings", "smtplb.observe.events", "smtplb.observe.histogram"), is_pure=True
+    ),
     "smtplb.framing": Rule(is_pure=True),
     "smtplb.smtp": Rule(is_pure=True),
     "smtplb.policy": Rule(("smtplb.smtp", "smtplb.settings", "smtplb.messages"), is_pure=True),
@@ -72,7 +77,12 @@ RULES = {  # the longest matching name decides
         ),
     ),
     "smtplb.observe": Rule(PLAIN, ("orjson",)),
-    "smtplb.observe.events": Rule(("smtplb.settings",), is_pure=True),
+    "smtplb.observe.events": Rule(
+        ("smtplb.settings", "smtplb.observe.ended", "smtplb.observe.outcomes"), is_pure=True
+    ),
+    "smtplb.observe.ended": Rule(("smtplb.observe.outcomes",), is_pure=True),
+    "smtplb.observe.histogram": Rule((), is_pure=True),
+    "smtplb.observe.outcomes": Rule((), is_pure=True),
     "smtplb.observe.metrics": Rule(
         (*PLAIN, "smtplb.policy", "smtplb.controlplane.views"), ("prometheus_client",)
     ),

@@ -23,12 +23,9 @@ from smtplb.cli.demo_ledger import Audit, Ledger, Told
 from smtplb.cli.demo_traffic import TrafficCounts
 from smtplb.cli.embedded import Taken
 from smtplb.messages import BackendState
-from smtplb.observe.events import (
-    BackendChanged,
-    Event,
-    TransactionEnded,
-    TransactionOutcome,
-)
+from smtplb.observe.ended import TransactionEnded
+from smtplb.observe.events import BackendChanged, Event
+from smtplb.observe.outcomes import TransactionOutcome
 
 MAX_DISAGREEMENTS_SHOWN = 10
 

@@ -23,7 +23,8 @@ from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
 from smtplb.framing import FrameReader, frame
 from smtplb.messages import FromWorker, Handed, ReopenLog, ToWorker, WorkerStart
-from smtplb.observe.events import AttemptFailed, SessionEnded, TransactionEnded
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.events import AttemptFailed
 from smtplb.observe.logs import LogWriter
 from smtplb.policy.affinity import Affinity
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from smtplb.controlplane.alarm import Alarm
 from smtplb.dataplane.deadlines import Deadlines
-from smtplb.messages import BackendKey, BackendStanding, BackendState, Histogram, Snapshot
+from smtplb.messages import BackendKey, BackendStanding, BackendState, Snapshot
 from smtplb.observe.events import BackendChanged, Event, GroupShifted, Notice
+from smtplb.observe.histogram import Histogram
 from smtplb.policy.health import STANDINGS, CheckState, CheckTrack, OperatorState, standing
 from smtplb.policy.shares import GroupShares, PoolFitness, fitness, group_shares
 from smtplb.settings import BackendSettings, TrafficSettings

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from smtplb.messages import BackendReport, Histogram, ListenerReport, PoolReport, WorkerReport
+from smtplb.messages import BackendReport, ListenerReport, PoolReport, WorkerReport
+from smtplb.observe.histogram import Histogram
 
 K = TypeVar("K")
 

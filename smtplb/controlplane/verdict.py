@@ -17,7 +17,7 @@ from smtplb.controlplane.registry import CheckResult, Seen
 from smtplb.controlplane.x509 import not_after
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.deadlines import Deadlines
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel, IdentityMode
 from smtplb.smtp.extensions import Capabilities

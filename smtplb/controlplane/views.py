@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from smtplb.messages import Histogram
+from smtplb.observe.histogram import Histogram
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import (
     EARLY_REPLY,
     GARBLED_REPLY,

@@ -16,7 +16,8 @@ from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.router import Target
-from smtplb.observe.events import AttemptFailed, AttemptOutcome, BackendBlamed, Phase
+from smtplb.observe.events import AttemptFailed, BackendBlamed
+from smtplb.observe.outcomes import AttemptOutcome, Phase
 from smtplb.policy.outcome import Blame, Reason, classify_opening
 from smtplb.policy.refusal import Refusal
 from smtplb.policy.retry import attempt_deadline_s

@@ -16,8 +16,9 @@ from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.warming import Warming
-from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState, Histogram
-from smtplb.observe.events import AttemptOutcome, Phase
+from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendState
+from smtplb.observe.histogram import Histogram
+from smtplb.observe.outcomes import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
 from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
 from smtplb.smtp.extensions import offered_size

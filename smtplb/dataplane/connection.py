@@ -20,7 +20,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.deadlines import NEVER, Deadlines
 from smtplb.dataplane.opening import Opening
 from smtplb.dataplane.tls import TlsStream
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Command, Reason
 from smtplb.settings import BackendSettings
 from smtplb.smtp.extensions import Capabilities

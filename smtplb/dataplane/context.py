@@ -11,8 +11,10 @@ from smtplb.dataplane.certificates import FrontCertificates
 from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router, Target
 from smtplb.dataplane.runtime import Runtime
-from smtplb.messages import Histogram, ListenerReport
-from smtplb.observe.events import TransactionEnded, TransactionOutcome
+from smtplb.messages import ListenerReport
+from smtplb.observe.ended import TransactionEnded
+from smtplb.observe.histogram import Histogram
+from smtplb.observe.outcomes import TransactionOutcome
 from smtplb.policy.routing import Facts
 from smtplb.settings import (
     AuthMode,

@@ -22,7 +22,7 @@ from smtplb.dataplane.reporting import OUTCOME_OF_CLASS, Reporter
 from smtplb.dataplane.router import Target
 from smtplb.dataplane.search import Search
 from smtplb.dataplane.waiting import Place
-from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
+from smtplb.observe.outcomes import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.affinity import TEMPFAIL_AGE_S
 from smtplb.policy.outcome import Blame, Command, Reason, words_for_client
 from smtplb.policy.refusal import START_BODY, Refusal

@@ -12,7 +12,8 @@ from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.warming import Warming
-from smtplb.messages import BackendKey, BackendStanding, Histogram, PoolReport
+from smtplb.messages import BackendKey, BackendStanding, PoolReport
+from smtplb.observe.histogram import Histogram
 from smtplb.policy.balance import Balancer, balancer
 from smtplb.settings import PoolSettings
 

@@ -10,14 +10,9 @@ from typing import Final
 
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.context import ListenerContext
-from smtplb.observe.events import (
-    AttemptFailed,
-    AttemptOutcome,
-    BackendBlamed,
-    Phase,
-    TransactionEnded,
-    TransactionOutcome,
-)
+from smtplb.observe.ended import TransactionEnded
+from smtplb.observe.events import AttemptFailed, BackendBlamed
+from smtplb.observe.outcomes import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.outcome import Reason
 from smtplb.policy.retry import Suspicion
 

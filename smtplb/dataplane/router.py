@@ -16,7 +16,7 @@ from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.waiting import Queue
 from smtplb.messages import BackendKey, Snapshot
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.affinity import Affinity
 from smtplb.policy.balance import Weighted
 from smtplb.policy.outcome import Reason

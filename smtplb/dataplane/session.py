@@ -21,7 +21,7 @@ from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.dialogue import Dialogue
 from smtplb.dataplane.identity import Identity
 from smtplb.dataplane.tls import TlsStream
-from smtplb.observe.events import SessionEnded
+from smtplb.observe.ended import SessionEnded
 from smtplb.policy.refusal import READY_FOR_TLS, Refusal
 from smtplb.policy.routing import ClientAddress, matches_network
 from smtplb.settings import FrontTlsMode

@@ -15,7 +15,7 @@ from smtplb.dataplane.course import Client, Course
 from smtplb.dataplane.relay import Relay
 from smtplb.dataplane.router import Target
 from smtplb.dataplane.search import Search
-from smtplb.observe.events import AttemptOutcome, Phase, TransactionOutcome
+from smtplb.observe.outcomes import AttemptOutcome, Phase, TransactionOutcome
 from smtplb.policy.affinity import TEMPFAIL_AGE_S
 from smtplb.policy.outcome import Command, Reason, words_for_client
 from smtplb.policy.refusal import CHUNK_TAKEN, Refusal

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from smtplb.dataplane.attempt import Attempt, Step
 from smtplb.dataplane.backend import Backend
-from smtplb.messages import SECONDS_BOUNDS, SLOW_FINAL_S, BackendKey, BackendsAnswered, Observed
-from smtplb.observe.events import AttemptOutcome, Phase
+from smtplb.messages import SLOW_FINAL_S, BackendKey, BackendsAnswered, Observed
+from smtplb.observe.histogram import SECONDS_BOUNDS
+from smtplb.observe.outcomes import AttemptOutcome, Phase
 
 _QUICK = bisect_left(SECONDS_BOUNDS, SLOW_FINAL_S) + 1  # buckets of final replies that were not slow
 

@@ -52,10 +52,11 @@ class People:
     The mark is a keyed BLAKE2b of the address in lower case: nobody without `key` can try addresses on it.
     """
 
-    __slots__ = ("_key", "mode")
+    __slots__ = ("_key", "hides", "mode")
 
     def __init__(self, mode: str, key: bytes) -> None:
         self.mode = mode
+        self.hides = mode != "plain"
         self._key = key
 
     def address(self, raw: bytes) -> str | None:
@@ -64,13 +65,13 @@ class People:
             raw = raw[1:-1]
         if not raw:
             return "<>"
-        if self.mode == "plain":
+        if not self.hides:
             return octets(raw)
         return self._mark(raw) if self.mode == "hash" else None
 
     def prose(self, said: str, *known: bytes) -> str:
         """`said` (printable already) without addresses, which backends quote; `known` ones in any form."""
-        if self.mode == "plain" or "@" not in said:
+        if not self.hides or "@" not in said:
             return said
         for raw in known:
             bare = raw[1:-1] if raw[:1] == b"<" and raw[-1:] == b">" else raw

@@ -8,69 +8,9 @@ to be encoded by whoever prints them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class TransactionOutcome(StrEnum):
-    __hash__ = str.__hash__  # Enum's own is a Python call
-
-    OK = "ok"  # a backend's 250 was relayed
-    REFUSED = "refused"  # by us, on the client's account (limits, accept, syntax)
-    TEMPFAIL = "tempfail"  # 4xx, ours or a backend's
-    PERMFAIL = "permfail"  # 5xx of a backend
-    ABORTED = "aborted"  # RSET, QUIT, EHLO or gone before the end of data
-    IN_DOUBT = "in_doubt"  # terminator handed over, no reply (design 4.7)
-
-
-class AttemptOutcome(StrEnum):
-    __hash__ = str.__hash__  # Enum's own is a Python call
-
-    OK = "ok"
-    VERDICT = "verdict"
-    FAULT = "fault"
-    IN_DOUBT = "in_doubt"
-    REPLACED = "replaced"  # a stale kept connection, exchanged for a new one
-    ABANDONED = "abandoned"  # the client ended it
-
-
-class Phase(StrEnum):
-    """Where in its life an attempt is; also the name of the timeout that bounds it."""
-
-    __hash__ = str.__hash__  # Enum's own is a Python call
-
-    CONNECT = "connect"
-    GREETING = "greeting"
-    HELLO = "hello"
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-    BLOCK = "block"
-    FINAL = "final"
-    RSET = "rset"
-    QUIT = "quit"
-
-
-@dataclass(slots=True)
-class TransactionEnded:
-    listener: str
-    session_id: str
-    transaction_id: str  # session_id plus a serial
-    client: str
-    helo: bytes
-    sender: bytes
-    recipients: int  # accepted
-    recipients_refused: int
-    pool: str  # "" when none was chosen
-    backend: str
-    outcome: TransactionOutcome
-    phase: str  # the last phase reached
-    cause: str  # why it ended so: "backend said so", "client reset", "no usable backend", ...
-    reply: bytes  # last reply the client got for it, first line, without CRLF; b"" if none
-    message_bytes: int  # body octets sent to the backend
-    attempts: int
-    duration_s: float
-    recipient: bytes = b""  # the first accepted one; if nobody was accepted, the first one asked for
-    digest: str = ""  # of the body of a message in doubt, hexadecimal
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.outcomes import AttemptOutcome
 
 
 @dataclass(slots=True)
@@ -98,16 +38,6 @@ class BackendBlamed:
     session_id: str
     client: str
     reason: str
-
-
-@dataclass(slots=True)
-class SessionEnded:
-    listener: str
-    session_id: str
-    client: str
-    reason: str
-    transactions: int
-    duration_s: float
 
 
 @dataclass(slots=True)

@@ -11,17 +11,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from smtplb.observe.encode import People, octets, words
-from smtplb.observe.events import (
-    AttemptFailed,
-    AttemptOutcome,
-    BackendBlamed,
-    BackendChanged,
-    GroupShifted,
-    Notice,
-    SessionEnded,
-    TransactionEnded,
-    TransactionOutcome,
-)
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
+from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS: Final = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
@@ -31,7 +23,8 @@ MAX_NOTICE_FIELD: Final = 8192  # room for the stack of a bug
 
 Value = str | int | float | bool
 Fields = dict[str, Value]
-Said = tuple[str, str, Fields]  # action, message, fields
+
+MESSAGE, ACTION = "message", "event.action"
 
 # Field -> its name in text. Fields that are not here repeat what the message says, and are for machines.
 TEXT_NAMES: Final = {
@@ -115,20 +108,23 @@ def _notice_level(event: Notice) -> int:
 # -- what is said ------------------------------------------------------------------------------------------
 
 
-def _transaction(event: TransactionEnded, people: People) -> Said:
-    known = (event.sender, event.recipient)
-    cause = people.prose(words(event.cause), *known)
-    fields: Fields = {
-        "event.outcome": _ECS_OUTCOMES.get(event.outcome, "failure"),
-        "event.reason": cause,
-        "event.duration": int(event.duration_s * 1e9),
-        "smtplb.outcome": event.outcome,
-        "smtplb.transaction.id": words(event.transaction_id),
-        "smtplb.session.id": words(event.session_id),
-        "smtplb.listener": words(event.listener),
-        "client.address": words(event.client),
-        "smtplb.helo": people.prose(octets(event.helo), *known),
-    }
+def _transaction(event: TransactionEnded, people: People, fields: Fields) -> None:
+    outcome = event.outcome
+    cause, reply, helo = words(event.cause), octets(event.reply), octets(event.helo)
+    if people.hides:
+        known = (event.sender, event.recipient)
+        cause, reply, helo = (people.prose(said, *known) for said in (cause, reply, helo))
+    fields[MESSAGE] = f"transaction {outcome}: {cause}"
+    fields[ACTION] = "transaction-ended"
+    fields["event.outcome"] = _ECS_OUTCOMES.get(outcome, "failure")
+    fields["event.reason"] = cause
+    fields["event.duration"] = int(event.duration_s * 1e9)
+    fields["smtplb.outcome"] = outcome
+    fields["smtplb.transaction.id"] = words(event.transaction_id)
+    fields["smtplb.session.id"] = words(event.session_id)
+    fields["smtplb.listener"] = words(event.listener)
+    fields["client.address"] = words(event.client)
+    fields["smtplb.helo"] = helo
     sender = people.address(event.sender)
     if sender is not None:
         fields["email.from.address"] = sender
@@ -141,17 +137,18 @@ def _transaction(event: TransactionEnded, people: People) -> Said:
     fields["smtplb.pool"] = words(event.pool)
     fields["smtplb.backend"] = words(event.backend)
     fields["smtplb.phase"] = words(event.phase)
-    fields["smtplb.reply"] = people.prose(octets(event.reply), *known)
+    fields["smtplb.reply"] = reply
     fields["smtplb.message_bytes"] = event.message_bytes
     fields["smtplb.attempts"] = event.attempts
     if event.digest:
         fields["smtplb.digest"] = words(event.digest)
     fields["smtplb.duration_ms"] = int(event.duration_s * 1000)
-    return "transaction-ended", f"transaction {event.outcome}: {cause}", fields
 
 
-def _attempt(event: AttemptFailed, people: People) -> Said:
-    fields: Fields = {
+def _attempt(event: AttemptFailed, people: People, fields: Fields) -> None:
+    fields |= {
+        MESSAGE: f"attempt {event.outcome}: {words(event.reason)}",
+        ACTION: "attempt-failed",
         "event.outcome": _ECS_OUTCOMES.get(event.outcome, "failure"),
         "event.reason": words(event.reason),
         "smtplb.outcome": event.outcome,
@@ -164,24 +161,27 @@ def _attempt(event: AttemptFailed, people: People) -> Said:
         "smtplb.blamed": event.blamed,
         "smtplb.detail": people.prose(octets(event.detail)),
     }
-    return "attempt-failed", f"attempt {event.outcome}: {words(event.reason)}", fields
 
 
-def _blame(event: BackendBlamed, people: People) -> Said:
-    fields: Fields = {
-        "event.reason": words(event.reason),
+def _blame(event: BackendBlamed, people: People, fields: Fields) -> None:
+    reason, pool, backend = words(event.reason), words(event.pool), words(event.backend)
+    fields |= {
+        MESSAGE: f"backend {pool}/{backend} blamed: {reason}",
+        ACTION: "backend-blamed",
+        "event.reason": reason,
         "smtplb.session.id": words(event.session_id),
         "client.address": words(event.client),
-        "smtplb.pool": words(event.pool),
-        "smtplb.backend": words(event.backend),
+        "smtplb.pool": pool,
+        "smtplb.backend": backend,
     }
-    place = f"{fields['smtplb.pool']}/{fields['smtplb.backend']}"
-    return "backend-blamed", f"backend {place} blamed: {fields['event.reason']}", fields
 
 
-def _session(event: SessionEnded, people: People) -> Said:
-    fields: Fields = {
-        "event.reason": people.prose(words(event.reason)),
+def _session(event: SessionEnded, people: People, fields: Fields) -> None:
+    reason = people.prose(words(event.reason))
+    fields |= {
+        MESSAGE: f"session ended: {reason}",
+        ACTION: "session-ended",
+        "event.reason": reason,
         "event.duration": int(event.duration_s * 1e9),
         "smtplb.session.id": words(event.session_id),
         "smtplb.listener": words(event.listener),
@@ -189,52 +189,65 @@ def _session(event: SessionEnded, people: People) -> Said:
         "smtplb.transactions": event.transactions,
         "smtplb.duration_ms": int(event.duration_s * 1000),
     }
-    return "session-ended", f"session ended: {fields['event.reason']}", fields
 
 
-def _backend(event: BackendChanged, people: People) -> Said:
+def _backend(event: BackendChanged, people: People, fields: Fields) -> None:
     old, new = words(event.old), words(event.new)
     reason = people.prose(words(event.reason))
-    fields: Fields = {
+    pool, backend = words(event.pool), words(event.backend)
+    # An operator's weight changes without a change of state.
+    step = f"{old} -> {new}" if old != new else f"still {new}"
+    fields |= {
+        MESSAGE: f"backend {pool}/{backend} {step}" + (f": {reason}" if reason else ""),
+        ACTION: "backend-changed",
         "event.reason": reason,
-        "smtplb.pool": words(event.pool),
-        "smtplb.backend": words(event.backend),
+        "smtplb.pool": pool,
+        "smtplb.backend": backend,
         "smtplb.state.old": old,
         "smtplb.state.new": new,
     }
     if event.down_for_s is not None:
         fields["smtplb.down_for_s"] = round(event.down_for_s, 3)
-    place = f"{fields['smtplb.pool']}/{fields['smtplb.backend']}"
-    # An operator's weight changes without a change of state.
-    step = f"{old} -> {new}" if old != new else f"still {new}"
-    return "backend-changed", f"backend {place} {step}" + (f": {reason}" if reason else ""), fields
 
 
-def _group(event: GroupShifted, people: People) -> Said:
-    reason = people.prose(words(event.reason))
-    fields: Fields = {
+def _group(event: GroupShifted, people: People, fields: Fields) -> None:
+    reason, group = people.prose(words(event.reason)), words(event.group)
+    fields |= {
+        MESSAGE: f"group {group} shifted: {reason}",
+        ACTION: "group-shifted",
         "event.reason": reason,
-        "smtplb.group": words(event.group),
+        "smtplb.group": group,
         "smtplb.shares.old": _shares(event.old),
         "smtplb.shares.new": _shares(event.new),
     }
-    return "group-shifted", f"group {fields['smtplb.group']} shifted: {reason}", fields
 
 
 def _shares(shares: tuple[tuple[str, int], ...]) -> str:
     return ",".join(f"{words(pool)}={share}" for pool, share in shares)
 
 
-def _notice(event: Notice, people: People) -> Said:
-    fields: Fields = {}
+def _notice(event: Notice, people: People, fields: Fields) -> None:
+    fields[MESSAGE] = people.prose(words(event.text))
+    fields[ACTION] = words(event.what)
     for name, value in event.fields.items():
         shown = people.prose(words(value, MAX_NOTICE_FIELD)) if isinstance(value, str) else value
         fields[NOTICE_PREFIX + words(name)] = shown
-    return words(event.what), people.prose(words(event.text)), fields
 
 
-# Kind of event -> its level, what it says. Any: each function takes its own kind of event.
-KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People], Said]]]] = {
+def describe(event: Event, people: People, fields: Fields) -> None:
+    """Put message, action and all else into `fields`."""
+    if isinstance(event, TransactionEnded):  # one for each message
+        _transaction(event, people, fields)
+    else:
+        KINDS[type(event)][1](event, people, fields)
+
+
+def level_of(event: Event) -> int:
+    return _transaction_level(event) if isinstance(event, TransactionEnded) else KINDS[type(event)][0](event)
+
+
+# Kind of event -> its level, and what puts what it says into a line's fields. Any: each function takes its own kind of event.
+KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People, Fields], None]]]] = {
     TransactionEnded: (_transaction_level, _transaction),
     AttemptFailed: (_attempt_level, _attempt),
     BackendBlamed: (_blame_level, _blame),
@@ -245,8 +258,8 @@ KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People], Said
 }
 
 
-def text_line(stamp: str, level: str, message: str, fields: Fields) -> str:
-    parts = [stamp, level.ljust(7), message]
+def text_line(stamp: str, level: str, fields: Fields) -> str:
+    parts = [stamp, level.ljust(7), str(fields[MESSAGE])]
     for field, value in fields.items():
         name = field.removeprefix(NOTICE_PREFIX) if field.startswith(NOTICE_PREFIX) else TEXT_NAMES.get(field)
         if name is not None and value != "":

@@ -20,7 +20,7 @@ import orjson
 
 from smtplb.observe.encode import People
 from smtplb.observe.events import Event, Notice
-from smtplb.observe.lines import KINDS, LEVELS, NAMES, text_line
+from smtplb.observe.lines import ACTION, LEVELS, MESSAGE, NAMES, Fields, describe, level_of, text_line
 from smtplb.observe.outlet import Outlet
 from smtplb.settings import LogSettings
 
@@ -124,25 +124,22 @@ class LogWriter:
 
     def _line(self, event: Event) -> bytes | None:
         """None: below the level that is written."""
-        level, describe = KINDS[type(event)]
-        number = level(event)
+        number = level_of(event)
         if number < self._from_level:
             return None
-        action, message, fields = describe(event, self._people)
+        level, stamp = NAMES[number], self._time()
+        fields: Fields = {
+            "@timestamp": stamp,
+            "log.level": level,
+            MESSAGE: "",
+            "ecs.version": ECS_VERSION,
+            "service.name": "smtplb",
+            ACTION: "",
+        }
+        describe(event, self._people, fields)
         if self._text:
-            return text_line(self._time(), NAMES[number], message, fields).encode()
-        return orjson.dumps(
-            {
-                "@timestamp": self._time(),
-                "log.level": NAMES[number],
-                "message": message,
-                "ecs.version": ECS_VERSION,
-                "service.name": "smtplb",
-                "event.action": action,
-                **fields,
-            },
-            option=orjson.OPT_APPEND_NEWLINE,
-        )
+            return text_line(stamp, level, fields).encode()
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
     def _time(self) -> str:
         now = self._clock()

@@ -24,8 +24,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from smtplb.controlplane.views import BackendView, ListenerView, PoolView, StatusView
-from smtplb.messages import SECONDS_BOUNDS, Histogram
-from smtplb.observe.events import AttemptOutcome, TransactionOutcome
+from smtplb.observe.histogram import SECONDS_BOUNDS, Histogram
+from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
 from smtplb.policy.outcome import Reason
 from smtplb.policy.refusal import Refusal
 

@@ -54,7 +54,7 @@ _NO_PARAMETERS: Final[Parameters] = {}
 def split_line(line: bytes) -> tuple[bytes, bytes]:
     """(verb in upper case, argument without surrounding blanks)."""
     head, _, rest = line.partition(b" ")
-    if b"\t" in head:
+    if head.find(b"\t") >= 0:  # not `in`, which for bytes looks for an integer first
         head, _, rest = line.partition(b"\t")  # it comes before any blank
     return head.upper(), rest.strip(b" \t")
 

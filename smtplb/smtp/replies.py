@@ -134,6 +134,8 @@ class ReplyReader:
         """The next whole reply, None if more bytes are needed. After Garbled the stream is of no further use."""
         while True:
             buffer, at = self._buffer, self._at
+            if at == len(buffer):  # most of the time: all that came was looked at
+                return None
             end = buffer.find(b"\n", at)
             if end < 0:
                 held = len(buffer) - at

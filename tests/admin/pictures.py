@@ -17,7 +17,7 @@ from smtplb.controlplane.views import (
     Problem,
     StatusView,
 )
-from smtplb.messages import Histogram
+from smtplb.observe.histogram import Histogram
 
 START = 1_783_000_000.0  # 2026-07-02T13:46:40Z
 

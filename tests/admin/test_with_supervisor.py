@@ -15,7 +15,8 @@ from smtplb.admin.server import AdminServer
 from smtplb.cli import operate
 from smtplb.cli.embedded import EmbeddedBackend
 from smtplb.controlplane.supervisor import Supervisor
-from smtplb.observe.events import BackendChanged, Event, Notice, TransactionEnded
+from smtplb.observe.ended import TransactionEnded
+from smtplb.observe.events import BackendChanged, Event, Notice
 from smtplb.settings import AdminSettings, FailbackMode, Settings, ShutdownSettings
 from tests.admin.control import LOOPBACK, TOKEN, command_line
 from tests.cli.talk import talking

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from smtplb.controlplane.registry import Seen
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackTlsMode, BackTlsSettings, CheckLevel, IdentityMode
 from tests.controlplane.test_prober import Conversation, Script, greets_and, probed

@@ -14,7 +14,7 @@ from smtplb.controlplane.registry import CheckResult
 from smtplb.dataplane.connection import Failure
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.messages import BackendKey
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, CheckLevel, CheckSettings
 from smtplb.smtp.extensions import Capabilities

@@ -24,7 +24,7 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
-from smtplb.observe.events import BackendChanged, Event, Notice, SessionEnded
+from smtplb.observe.events import BackendBlamed, BackendChanged, Event, Notice
 from smtplb.settings import (
     Address,
     CheckLevel,
@@ -36,7 +36,7 @@ from smtplb.settings import (
 )
 from tests.controlplane.things import backend, listener, pool
 
-SESSION = SessionEnded("mx", "1", "192.0.2.1", "quit", 1, 0.1)
+BLAME = BackendBlamed("p", "a", "1", "192.0.2.1", "lost")
 
 
 class Worker:
@@ -300,9 +300,9 @@ class TestReading:
 
     async def test_events_of_the_worker_are_passed_on(self) -> None:
         async with running() as stage:
-            stage.worker.tell(SESSION)
+            stage.worker.tell(BLAME)
             await turn()
-            assert SESSION in stage.events
+            assert BLAME in stage.events
 
 
 class TestChanging:

@@ -15,7 +15,8 @@ from smtplb.dataplane.deadlines import TICK_S, Deadlines
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import BackendState, FromWorker, WorkerReport
-from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice, SessionEnded, TransactionEnded
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice
 from smtplb.settings import Address
 from tests.dataplane.fakes import NO_TIMER, FakeLoop, FakeSocket, FakeTransport, PendingConnect
 from tests.dataplane.mta import OFFERS, ModelMta

@@ -6,7 +6,8 @@ from hashlib import blake2b
 
 import pytest
 
-from smtplb.observe.events import AttemptFailed, AttemptOutcome
+from smtplb.observe.events import AttemptFailed
+from smtplb.observe.outcomes import AttemptOutcome
 from tests.dataplane.harness import FakeStage
 from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup

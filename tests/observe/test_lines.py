@@ -10,20 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtplb.observe.events import (
-    AttemptFailed,
-    AttemptOutcome,
-    BackendBlamed,
-    BackendChanged,
-    Event,
-    GroupShifted,
-    Notice,
-    SessionEnded,
-    TransactionEnded,
-    TransactionOutcome,
-)
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
 from smtplb.observe.lines import KINDS, TEXT_NAMES
 from smtplb.observe.logs import LogWriter
+from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
 from smtplb.settings import LogSettings
 from tests.observe.ends import Kept
 

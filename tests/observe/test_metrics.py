@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from smtplb.controlplane.views import BackendView, StatusView
-from smtplb.messages import SECONDS_BOUNDS
+from smtplb.observe.histogram import SECONDS_BOUNDS
 from smtplb.observe.metrics import content_type, exposition
 from tests.admin import pictures
 

@@ -18,7 +18,8 @@ from smtplb.dataplane.deadlines import Deadlines, Waiter
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import BackendStanding, BackendState, FromWorker, Snapshot
-from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice, SessionEnded, TransactionEnded
+from smtplb.observe.ended import SessionEnded, TransactionEnded
+from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice
 from smtplb.settings import (
     Address,
     BackendSettings,

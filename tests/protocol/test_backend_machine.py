@@ -32,7 +32,7 @@ from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.search import Search
 from smtplb.dataplane.waiting import Place
 from smtplb.messages import BackendStanding, BackendState
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import (
     Address,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smtplb.messages import BackendsAnswered
-from smtplb.observe.events import AttemptOutcome
+from smtplb.observe.outcomes import AttemptOutcome
 from smtplb.settings import (
     AuthMode,
     BackTlsMode,

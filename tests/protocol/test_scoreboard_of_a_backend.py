@@ -15,7 +15,7 @@ from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.identity import Identity
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Counts, Scoreboard
-from smtplb.observe.events import Phase
+from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import Address, BackendSettings, PoolSettings
 from tests.compiled import interpreted_only
