@@ -9,7 +9,6 @@ After it has ended it calls nobody.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -227,9 +226,6 @@ class Connection:
             return
         self._transport = stream
         stream.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        sock = stream.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._enter(Phase.GREETING, self.settings.timeouts.greeting_s)
         assert self._opening is not None
         self._opening.connected()

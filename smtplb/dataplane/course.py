@@ -443,7 +443,7 @@ class Course(ABC):
         if reply.code in (450, 451):
             self._come_again([recipient], TEMPFAIL_AGE_S)
         if self._backend is not None:
-            self._backend.refused(str(self.binding.identity.client or ""))
+            self._backend.refused(self.binding.identity.client_text)
         self._refuse(recipient, words_for_client(reply))
         self._replied()
 

@@ -383,8 +383,7 @@ class Dialogue:
         self.forget("XCLIENT", identity, same_client=False)
         self._told_helo = bool(identity.helo)
         self.front_unproven = identity.client is None
-        text = str(identity.client) if identity.client is not None else "unknown"
-        if channel.identified(identity.client, text):
+        if channel.identified(identity.client, identity.client_text or "unknown"):
             channel.answer(self._context.greeting_wire)
 
     # -- AUTH ---------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ Invariant: every value is encoded by its protocol's rules; an unknown fact is sa
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
@@ -29,14 +31,24 @@ _FACTS: Final = (
     "tls_cipher",
     "tls_version",
 )
+_TELLABLE: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
+
+
+@lru_cache(4096)  # most mail comes from few addresses, and reading one costs more than a command
+def read_address(host: str) -> tuple[ClientAddress, str]:
+    """A socket's numeric address, and as str() writes it. A scope is not part of it."""
+    address = ip_address(host.partition("%")[0])
+    return address, str(address)
 
 
 class Identity:
     """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
 
-    __slots__ = _FACTS
+    __slots__ = (*_FACTS, "_text", "_text_is_of")
 
     def __init__(self, session_id: str) -> None:
+        self._text = ""  # of the address that it was made from
+        self._text_is_of: ClientAddress | None = None
         self.session_id = session_id
         self.client: ClientAddress | None = None
         self.client_port = 0
@@ -49,6 +61,19 @@ class Identity:
         self.authenticated = False  # by a backend, in this session
         self.tls_version = ""
         self.tls_cipher = ""
+
+    def met(self, client: ClientAddress, port: int, text: str) -> None:
+        """The client's address as its socket has it, and as str() writes it."""
+        self.client, self.client_port = client, port
+        self._text_is_of, self._text = client, text
+
+    @property
+    def client_text(self) -> str:
+        """The client's address, "" if it is not known. Made once: it takes longer than parsing a command."""
+        client = self.client
+        if client is not self._text_is_of:
+            self._text_is_of, self._text = client, str(client) if client is not None else ""
+        return self._text
 
     def proxy_header(self, mode: IdentityMode) -> bytes | None:
         """None where there is no client address to tell."""
@@ -102,7 +127,7 @@ class Identity:
         known = self.client is not None
         return {
             b"NAME": self.client_name or UNAVAILABLE,
-            b"ADDR": address_attribute(str(self.client)) if known else UNAVAILABLE,
+            b"ADDR": address_attribute(self.client_text) if known else UNAVAILABLE,
             b"PORT": b"%d" % self.client_port if known else UNAVAILABLE,
             b"PROTO": b"ESMTP" if self.esmtp else b"SMTP",
             b"HELO": self.helo or UNAVAILABLE,
@@ -115,7 +140,7 @@ class Identity:
         known = self.client is not None
         return {
             b"NAME": self.client_name or UNAVAILABLE,
-            b"ADDR": address_attribute(str(self.client)) if known else UNAVAILABLE,
+            b"ADDR": address_attribute(self.client_text) if known else UNAVAILABLE,
             b"PORT": b"%d" % self.client_port if known else UNAVAILABLE,
             b"PROTO": b"ESMTP" if self.esmtp else b"SMTP",
             b"HELO": self.helo or UNAVAILABLE,
@@ -126,8 +151,8 @@ class Identity:
     def received_line(self, hostname: str, transaction_id: str, date: str) -> bytes:
         """RFC 5321 4.4. HELO is the client's word: only what RFC 5321 calls a domain or address literal is repeated."""
         helo = self.helo.decode("ascii", "replace")
-        said = helo if helo and all(c.isalnum() or c in "-._:[]" for c in helo) else "unknown"
-        address = str(self.client) if self.client is not None else ""
+        said = helo if _TELLABLE.match(helo) else "unknown"
+        address = self.client_text
         literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
         protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
         protocol += "A" if (self.login or self.authenticated) and self.esmtp else ""

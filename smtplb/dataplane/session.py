@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from enum import Enum, auto
-from ipaddress import ip_address
 from typing import Final, Protocol, cast
 
 from smtplb.dataplane.attempt import ReplySlot
@@ -19,7 +18,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.dialogue import Dialogue
-from smtplb.dataplane.identity import Identity
+from smtplb.dataplane.identity import Identity, read_address
 from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.ended import SessionEnded
 from smtplb.policy.refusal import READY_FOR_TLS, Refusal
@@ -144,12 +143,7 @@ class Session:
         self._started_s = context.runtime.deadlines.clock()
         context.counters.sessions_total += 1
         self._house.arrived(self)
-        sock = stream.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._set_peer(stream.get_extra_info("peername"), stream.get_extra_info("sockname"))
-        else:
-            self.client_text = "unix"
+        self._set_peer(stream.get_extra_info("peername"), stream.get_extra_info("sockname"))
         try:
             if matches_network(context.settings.proxy_protocol_from, self._peer):
                 self._stage = Stage.PROXY
@@ -160,14 +154,16 @@ class Session:
         except Exception as error:
             self._bug(error)
 
-    def _set_peer(self, peername: tuple[str, int] | None, sockname: tuple[str, int] | None) -> None:
-        if peername and sockname:
+    def _set_peer(self, peername: object, sockname: object) -> None:
+        """Pairs of address and port, with more behind them for IPv6; of a unix socket something else."""
+        if isinstance(peername, tuple) and isinstance(sockname, tuple):
             identity = self.binding.identity
-            host = peername[0].partition("%")[0]  # a scope is not part of the address
-            self._peer = self.client = identity.client = ip_address(host)
-            identity.client_port = peername[1]
-            identity.local, identity.local_port = ip_address(sockname[0].partition("%")[0]), sockname[1]
-            self.client_text = host
+            self._peer, self.client_text = read_address(peername[0])
+            self.client = self._peer
+            identity.met(self._peer, peername[1], self.client_text)
+            identity.local, identity.local_port = read_address(sockname[0])[0], sockname[1]
+        else:
+            self.client_text = "unix"
 
     # -- before the greeting ------------------------------------------------------------------------
 
@@ -220,7 +216,7 @@ class Session:
                     header.source
                 )  # what follows are its words: the front's right to XCLIENT is not its own
             self.client = identity.client
-            self.client_text = str(identity.client) if identity.client is not None else self.client_text
+            self.client_text = identity.client_text or self.client_text
             self._stage = Stage.OPEN
             self._client_known(data[header.size_bytes :])
 

@@ -79,7 +79,7 @@ def _newly_slow(backend: Backend, told: _Told) -> tuple[str, ...]:
     }
     fresh = waiting - told.waiting
     told.waiting = waiting
-    return tuple(str(attempt.binding.identity.client or "") for attempt in fresh)
+    return tuple(attempt.binding.identity.client_text for attempt in fresh)
 
 
 def _grown(told: _Told, name: str, now: int) -> int:

@@ -49,10 +49,19 @@ _BDAT: Final = re.compile(rb"([0-9]{1,%d})(?:[ \t]+(LAST))?\Z" % MAX_SIZE_DIGITS
 _MECHANISM: Final = re.compile(rb"[A-Za-z0-9_-]{1,20}\Z")  # RFC 4422 3.1
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
 _NO_PARAMETERS: Final[Parameters] = {}
+_FOUR_LETTERS: Final = frozenset(
+    {b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"BDAT", b"RSET", b"NOOP", b"QUIT"}
+)
+_BLANKS: Final = (0x20, 0x09)
 
 
 def split_line(line: bytes) -> tuple[bytes, bytes]:
     """(verb in upper case, argument without surrounding blanks)."""
+    if line[:4] in _FOUR_LETTERS and (len(line) == 4 or line[4] == 0x20):  # nearly all: by their place
+        rest = line[5:]
+        if rest and (rest[0] in _BLANKS or rest[-1] in _BLANKS):
+            rest = rest.strip(b" \t")
+        return line[:4], rest
     head, _, rest = line.partition(b" ")
     if head.find(b"\t") >= 0:  # not `in`, which for bytes looks for an integer first
         head, _, rest = line.partition(b"\t")  # it comes before any blank

@@ -101,15 +101,11 @@ class FakeServer:
 
 
 class FakeSocket:
-    """What the data plane asks of a socket: its family and address, TCP_NODELAY on it, and whether a reset has come."""
+    """What the data plane asks of a socket: its family and address, and whether a reset has come."""
 
     def __init__(self) -> None:
         self.family = socket.AF_INET
         self.error = 0
-        self.options: dict[tuple[int, int], int] = {}
-
-    def setsockopt(self, level: int, name: int, value: int) -> None:
-        self.options[level, name] = value
 
     def getsockopt(self, level: int, name: int) -> int:
         assert (level, name) == (socket.SOL_SOCKET, socket.SO_ERROR)

@@ -225,14 +225,3 @@ def test_replay_waits_for_a_slow_second_backend() -> None:
     assert client.take_all() == ["250 2.0.0 queued at B as 1"]
     assert stage.mtas["B"].taken[0].body == LINE * 21_000
     stage.finish()
-
-
-def test_no_delay_at_both_ends() -> None:
-    import socket
-
-    stage = FakeStage()
-    stage.client().hello().message()
-    assert len(stage.wires) == 2
-    for wire in stage.wires:
-        assert wire.ours.socket.options[socket.IPPROTO_TCP, socket.TCP_NODELAY] == 1
-    stage.finish()
