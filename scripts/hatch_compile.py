@@ -22,13 +22,13 @@ WANTED = "SMTPLB_COMPILE"
 NEEDS = ["mypy[mypyc]>=1.15,<3", "setuptools>=77"]
 SCANNER = "smtplb/smtp/_scan.c"  # by hand: every octet of a body passes it
 DONE = ".compiled"
-# Not among them: enumerations with methods (verbs, refusal), dataclasses (settings, messages, events), what is not the way
+# Not among them: enumerations with methods (refusal), dataclasses (settings, messages, events), what is not the way
 # of a message. verdict: a class of it inherits from Connection, which is compiled.
 MODULES = {
-    "smtp": "address body chunks commands extensions identity replies",
+    "smtp": "address body chunks commands extensions identity replies verbs",
     "policy": "affinity balance limits outcome retry routing rule_index",
     "dataplane": "attempt authentication backend binding connection context course deadlines dialogue identity listener opening "
-    "pool relay replay reporting router runtime scoreboard search session tls transaction waiting",
+    "pool relay replay reply_counts reporting router runtime scoreboard search session tls transaction waiting",
     "controlplane": "verdict",
     "observe": "encode ended histogram lines logs",
 }

@@ -15,6 +15,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
+from smtplb.dataplane.reply_counts import count
 from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import (
     EARLY_REPLY,
@@ -389,19 +390,19 @@ class Attempt:
         if self.step is Step.OVER:
             return
         if isinstance(token, Recipient):
-            self.backend.count_reply(Phase.RCPT, reply.code)
+            count(self.backend.replies.rcpt, reply.code)
             self._recipient_answered(token, reply)
         elif token is Command.FINAL:
-            self.backend.count_reply(Phase.FINAL, reply.code)
+            count(self.backend.replies.final, reply.code)
             if 300 <= reply.code < 400:
                 self._trial.final_missing(Reason.GARBLED, reply.text_line())
             else:
                 self._trial.final_answered(reply)
         elif token is Command.DATA:
-            self.backend.count_reply(Phase.DATA, reply.code)
+            count(self.backend.replies.data, reply.code)
             self._data_answered(reply)
         elif token is Command.MAIL:
-            self.backend.count_reply(Phase.MAIL, reply.code)
+            count(self.backend.replies.mail, reply.code)
             self._mail_answered(connection, reply)
         elif token is Command.BODY:
             if reply.code >= 300:

@@ -13,6 +13,7 @@ from typing import Final, Protocol, cast
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
 from smtplb.dataplane.deadlines import NEVER
+from smtplb.dataplane.reply_counts import ReplyCounts
 from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.warming import Warming
@@ -57,13 +58,18 @@ class Backend:
         "_clear_until_s",
         "_connecting",
         "_idle",
+        "_idle_timeout_s",
         "_leased",
         "_leaving",
+        "_max_age_s",
+        "_max_transactions",
+        "_most_idle",
         "_quitting",
         "_resetting",
         "_runtime",
         "_seekers",
         "_shared",
+        "_taken_out",
         "adds_received",
         "attempts",
         "budget",
@@ -92,6 +98,8 @@ class Backend:
         # Shared with other workers; None: there are none.
         self._shared = scoreboard.view(settings.key) if scoreboard is not None else None
         self.settings = settings
+        self._learn_limits()
+        self._taken_out = False  # by the operator: DRAIN or MAINT
         self.budget = pool.budget
         self._binds = settings.identity.binds
         self.adds_received = settings.adds_received
@@ -116,7 +124,7 @@ class Backend:
         self.warming = self._warming()
         # counters, read when a report is asked for
         self.attempts: dict[AttemptOutcome, int] = dict.fromkeys(AttemptOutcome, 0)
-        self.replies: dict[tuple[Phase, int], int] = {}
+        self.replies = ReplyCounts()
         self.reuse = {"new": 0, "reused": 0, "stale": 0}
         self.final_s = Histogram()
         self.refused_clients: set[str] = set()  # some whose recipients it refused, since that was last told
@@ -283,19 +291,29 @@ class Backend:
     def stand(self, standing: BackendStanding) -> None:
         """Take a new standing. A backend that the operator took out keeps no idle connection."""
         self.standing = standing
+        self._taken_out = standing.state in (BackendState.DRAIN, BackendState.MAINT)
         if standing.offers is not None:
             self.offers = standing.offers
-        if standing.state in (BackendState.DRAIN, BackendState.MAINT):
+        if self._taken_out:
             self.retire_idle()
 
     def change(self, settings: BackendSettings, pool: PoolSettings) -> None:
         """New settings by which it is reached as before: its connections stay."""
         warm, self.settings = self.settings.connections.warm, settings
+        self._learn_limits()
         if warm != settings.connections.warm:
             self.warming = self._warming()
         self.budget = pool.budget
         self.per_session = pool.balance_per is BalancePer.SESSION
         self._open_for_seekers()  # there may be more room now
+
+    def _learn_limits(self) -> None:
+        """How long connections are kept, as plain attributes: asked for each message."""
+        limits = self.settings.connections
+        self._most_idle = limits.idle
+        self._idle_timeout_s = limits.idle_timeout_s
+        self._max_age_s = limits.max_age_s
+        self._max_transactions = limits.max_transactions
 
     def count_like(self, former: Backend) -> None:
         """Go on with the counters of one of the same name, together with what is still under way there."""
@@ -330,10 +348,6 @@ class Backend:
             self._forget(connection)
             connection.abort()
 
-    def count_reply(self, phase: Phase, code: int) -> None:
-        key = (phase, code)
-        self.replies[key] = self.replies.get(key, 0) + 1
-
     def refused(self, client: str) -> None:
         """It refused a recipient of this client."""
         if len(self.refused_clients) < REFUSED_CLIENTS:
@@ -352,7 +366,7 @@ class Backend:
             leased=len(self._leased),
             connecting=len(self._connecting),
             attempts={outcome.value: count for outcome, count in self.attempts.items()},
-            replies={(phase.value, code): count for (phase, code), count in self.replies.items()},
+            replies=self.replies.by_phase(),
             reuse=dict(self.reuse),
             final=self.final_s.copy(),
         )
@@ -416,7 +430,6 @@ class Backend:
 
     def _worn(self, connection: Connection) -> bool:
         """Not to be kept: too old, too often used, disliked by the backend, or the backend is being taken out."""
-        limits = self.settings.connections
         if self.dismissed:
             return True
         if _is_pinned(connection):
@@ -424,11 +437,11 @@ class Backend:
         mail_max = connection.capabilities.mail_max
         return (
             (mail_max is not None and connection.transactions >= mail_max)
-            or connection.transactions >= limits.max_transactions
+            or connection.transactions >= self._max_transactions
             or connection.errors >= ERRORS_BEFORE_A_421_IS_OURS
             or connection.resets >= RESETS_WITHOUT_A_MESSAGE
-            or self._runtime.deadlines.clock() - connection.born_s >= limits.max_age_s
-            or self.standing.state in (BackendState.DRAIN, BackendState.MAINT)
+            or self._runtime.deadlines.clock() - connection.born_s >= self._max_age_s
+            or self._taken_out
         )
 
     def _offer(self, connection: Connection) -> None:
@@ -443,7 +456,6 @@ class Backend:
                 if self.on_room is not None:  # what was coming up for that one can be had
                     self.on_room()
                 return
-        limits = self.settings.connections
         if self._worn(connection):
             self.retire(connection)
             return
@@ -453,7 +465,9 @@ class Backend:
                 return
             binding.kept[self] = connection
             self._move(connection, State.BOUND)
-        elif len(self._idle) >= limits.idle or (self._shared is not None and self._shared.waiting_elsewhere):
+        elif len(self._idle) >= self._most_idle or (
+            self._shared is not None and self._shared.waiting_elsewhere
+        ):
             self.retire(connection)
             return
         else:
@@ -464,7 +478,7 @@ class Backend:
                 NEVER
             )  # authenticated: it ends with the session, or when the backend ends it
         else:
-            connection.keep_until(min(now + limits.idle_timeout_s, connection.born_s + limits.max_age_s))
+            connection.keep_until(min(now + self._idle_timeout_s, connection.born_s + self._max_age_s))
             if self._seekers:  # none of them can use it
                 self._make_room()
         if self.on_room is not None:

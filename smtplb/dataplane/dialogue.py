@@ -19,6 +19,7 @@ from smtplb.dataplane.transaction import Client, Transaction
 from smtplb.policy import refusal, routing
 from smtplb.policy.refusal import Refusal
 from smtplb.settings import AuthMode, FrontTlsMode, OtherRoute, RefuseReply
+from smtplb.smtp import verbs
 from smtplb.smtp.address import is_postmaster
 from smtplb.smtp.commands import (
     MAX_AUTH_LINE_BYTES,
@@ -34,7 +35,7 @@ from smtplb.smtp.commands import (
 )
 from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.identity import XCLIENT_NAMES, parse_attributes
-from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Phase, Verb
+from smtplb.smtp.verbs import FOREIGN, NOT_IMPLEMENTED, VERBS, Verb
 
 # In one transaction, beyond as many as may be taken. 5xx ends the session before; 4xx (greylisting) may go on and on.
 MAX_REFUSED_RECIPIENTS: Final = 1000
@@ -47,15 +48,12 @@ _FAULT_REFUSALS: Final = {
 }
 # What may be said before STARTTLS where it is required (RFC 3207 4).
 _BEFORE_TLS: Final = frozenset(
-    {Verb.HELO, Verb.EHLO, Verb.STARTTLS, Verb.NOOP, Verb.RSET, Verb.QUIT, Verb.XCLIENT}
+    {verbs.HELO, verbs.EHLO, verbs.STARTTLS, verbs.NOOP, verbs.RSET, verbs.QUIT, verbs.XCLIENT}
 )
 # What carries no mail. After so many without a message between, each counts as an error (Postfix smtpd_junk_command_limit).
-_WITHOUT_MAIL: Final = frozenset({Verb.HELO, Verb.EHLO, Verb.NOOP, Verb.RSET, Verb.VRFY, Verb.HELP})
+_WITHOUT_MAIL: Final = frozenset({verbs.HELO, verbs.EHLO, verbs.NOOP, verbs.RSET, verbs.VRFY, verbs.HELP})
 MAX_WITHOUT_MAIL: Final = 100
-_VERBS_OF_CHUNKS: Final = frozenset({Verb.BDAT, Verb.RSET, Verb.NOOP, Verb.QUIT, Verb.HELP, Verb.VRFY})
-_GREETED, _READY, _MAIL, _RCPT = (
-    phase.value for phase in (Phase.GREETED, Phase.READY, Phase.MAIL, Phase.RCPT)
-)
+_VERBS_OF_CHUNKS: Final = frozenset({verbs.BDAT, verbs.RSET, verbs.NOOP, verbs.QUIT, verbs.HELP, verbs.VRFY})
 
 
 class Channel(Client, Protocol):
@@ -199,20 +197,26 @@ class Dialogue:
             return
         token, argument = split_line(line)
         verb = VERBS.get(token)
-        self.data_asked = verb is Verb.DATA
+        self.data_asked = verb is verbs.DATA
         if verb is None:
             self._unknown(token)
-        elif verb is Verb.BDAT:  # its octets follow, whatever is to be said about it
+        elif verb is verbs.BDAT:  # its octets follow, whatever is to be said about it
             self._bdat(argument)
-        elif len(line) >= MAX_COMMAND_LINE_BYTES and verb is not Verb.AUTH:
+        elif len(line) >= MAX_COMMAND_LINE_BYTES and verb is not verbs.AUTH:
             self._channel.refuse(Refusal.LINE_TOO_LONG)
-        elif (verb.argument == "forbidden" and argument) or (verb.argument == "required" and not argument):
+        elif not verb.may_have_argument if argument else verb.needs_argument:
             self._channel.refuse(Refusal.BAD_ARGUMENTS)
         elif self._tls_required and self._needs_tls(verb):
             self._channel.refuse(Refusal.NEEDS_TLS)
         elif self._out_of_order(verb):
-            nested = verb is Verb.MAIL and self.transaction is not None
+            nested = verb is verbs.MAIL and self.transaction is not None
             self._channel.refuse(Refusal.NESTED_MAIL if nested else Refusal.WRONG_ORDER)
+        elif verb is verbs.MAIL:  # these by name: they are most of all lines
+            self._mail(argument)
+        elif verb is verbs.RCPT:
+            self._rcpt(argument)
+        elif verb is verbs.DATA:
+            self._data()
         elif verb not in _WITHOUT_MAIL or self._may_go_on_without_mail():
             _HANDLERS[verb](self, argument)
 
@@ -305,12 +309,12 @@ class Dialogue:
     def _out_of_order(self, verb: Verb) -> bool:
         transaction = self.transaction
         if transaction is None:
-            phase = _READY if self._greeted else _GREETED
+            phase = verbs.READY if self._greeted else verbs.GREETED
         else:
-            phase = _RCPT if transaction.recipients else _MAIL
+            phase = verbs.IN_RCPT if transaction.recipients else verbs.IN_MAIL
             if transaction.chunked and verb not in _VERBS_OF_CHUNKS:
-                return verb not in (Verb.HELO, Verb.EHLO)
-        return not phase & verb.phase_bits
+                return verb not in (verbs.HELO, verbs.EHLO)
+        return not phase & verb.phases
 
     def _unknown(self, token: bytes) -> None:
         if token in FOREIGN:
@@ -529,7 +533,7 @@ class Dialogue:
 
     # -- DATA and BDAT ------------------------------------------------------------------------------
 
-    def _data(self, argument: bytes) -> None:
+    def _data(self) -> None:
         transaction = self.transaction
         assert transaction is not None
         if transaction.declared_binary:
@@ -552,7 +556,7 @@ class Dialogue:
         transaction = self.transaction
         self._chunk_refusal = None
         waits = False
-        if self._needs_tls(Verb.BDAT):
+        if self._needs_tls(verbs.BDAT):
             self._chunk_refusal = Refusal.NEEDS_TLS
         elif transaction is None or not transaction.recipients:
             self._chunk_refusal = Refusal.WRONG_ORDER
@@ -612,18 +616,14 @@ def _reply(row: RefuseReply) -> bytes:
 
 
 _HANDLERS: Final = {
-    Verb.HELO: Dialogue._helo,
-    Verb.EHLO: Dialogue._ehlo,
-    Verb.STARTTLS: Dialogue._starttls,
-    Verb.XCLIENT: Dialogue._xclient,
-    Verb.AUTH: Dialogue._authenticate,
-    Verb.MAIL: Dialogue._mail,
-    Verb.RCPT: Dialogue._rcpt,
-    Verb.DATA: Dialogue._data,
-    Verb.BDAT: Dialogue._bdat,
-    Verb.RSET: Dialogue._rset,
-    Verb.NOOP: Dialogue._noop,
-    Verb.VRFY: Dialogue._vrfy,
-    Verb.HELP: Dialogue._help,
-    Verb.QUIT: Dialogue._quit,
+    verbs.HELO: Dialogue._helo,
+    verbs.EHLO: Dialogue._ehlo,
+    verbs.STARTTLS: Dialogue._starttls,
+    verbs.XCLIENT: Dialogue._xclient,
+    verbs.AUTH: Dialogue._authenticate,
+    verbs.RSET: Dialogue._rset,
+    verbs.NOOP: Dialogue._noop,
+    verbs.VRFY: Dialogue._vrfy,
+    verbs.HELP: Dialogue._help,
+    verbs.QUIT: Dialogue._quit,
 }

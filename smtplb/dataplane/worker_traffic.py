@@ -13,7 +13,7 @@ from smtplb.dataplane.attempt import Attempt, Step
 from smtplb.dataplane.backend import Backend
 from smtplb.messages import SLOW_FINAL_S, BackendKey, BackendsAnswered, Observed
 from smtplb.observe.histogram import SECONDS_BOUNDS
-from smtplb.observe.outcomes import AttemptOutcome, Phase
+from smtplb.observe.outcomes import AttemptOutcome
 
 _QUICK = bisect_left(SECONDS_BOUNDS, SLOW_FINAL_S) + 1  # buckets of final replies that were not slow
 
@@ -53,7 +53,7 @@ def _answered(backend: Backend) -> int:
 
 
 def _observe(backend: Backend, told: _Told) -> Observed | None:
-    rcpts = [(code, count) for (phase, code), count in backend.replies.items() if phase is Phase.RCPT]
+    rcpts = backend.replies.rcpt.items()
     seen = Observed(
         delivered=_grown(told, "delivered", backend.attempts[AttemptOutcome.OK]),
         quick=_grown(told, "quick", sum(backend.final_s.counts[:_QUICK])),
