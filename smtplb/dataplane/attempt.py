@@ -32,10 +32,16 @@ from smtplb.policy.outcome import (
     classify_reply,
 )
 from smtplb.policy.retry import attempt_deadline_s
-from smtplb.settings import IdentityMode
 from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.identity import XFORWARD_NAMES, build_commands
 from smtplb.smtp.replies import Reply
+
+# Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
+_MAIL: Final = Phase.MAIL
+_RCPT: Final = Phase.RCPT
+_DATA: Final = Phase.DATA
+_BLOCK: Final = Phase.BLOCK
+_FINAL: Final = Phase.FINAL
 
 
 class ReplySlot:
@@ -80,11 +86,11 @@ class Step(Enum):
 
 
 _PHASE_OF: Final[dict[object, Phase]] = {
-    Command.IDENTITY: Phase.MAIL,  # XFORWARD goes out with MAIL
-    Command.MAIL: Phase.MAIL,
-    Command.DATA: Phase.DATA,
-    Command.BODY: Phase.BLOCK,
-    Command.FINAL: Phase.FINAL,
+    Command.IDENTITY: _MAIL,  # XFORWARD goes out with MAIL
+    Command.MAIL: _MAIL,
+    Command.DATA: _DATA,
+    Command.BODY: _BLOCK,
+    Command.FINAL: _FINAL,
 }
 
 
@@ -266,7 +272,7 @@ class Attempt:
         waiting = [r for r in trial.recipients if r.slot.wire is None or r.accepted]
         group.extend((r, r.line_for(connection)) for r in waiting)
         self._due = len(waiting)
-        self._expect(Phase.MAIL, self.backend.settings.timeouts.mail_s)
+        self._expect(_MAIL, self.backend.timeouts.mail_s)
 
     def _mail_parameters(self, connection: Connection) -> bytes:
         parameters = self._trial.parameters
@@ -279,7 +285,7 @@ class Attempt:
 
     def _xforward(self, connection: Connection) -> list[tuple[object, bytes]]:
         """Before each MAIL: Postfix forgets the attributes at the end of each transaction (XFORWARD_README)."""
-        if self.backend.settings.identity is not IdentityMode.XFORWARD:
+        if not self.backend.tells_by_xforward:
             return []
         offered = frozenset(connection.capabilities.keywords[b"XFORWARD"].upper().split()) & XFORWARD_NAMES
         commands = build_commands(b"XFORWARD", self.binding.identity.xforward(), offered)
@@ -292,7 +298,7 @@ class Attempt:
         assert self.step is Step.ENVELOPE and self.connection is not None
         self._due += 1
         self._group.append((recipient, recipient.line_for(self.connection)))
-        self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+        self._expect(_RCPT, self.backend.timeouts.rcpt_s)
 
     def flush(self) -> None:
         """The turn is over: write its commands."""
@@ -324,19 +330,19 @@ class Attempt:
             and (capabilities.pipelining or self._trial.declared_binary)
         ):
             self.step = Step.BODY
-            connection.expect_until(Phase.BLOCK, NEVER)
+            connection.expect_until(_BLOCK, NEVER)
             self._trial.body_wanted(as_chunks=True)
             return
         self.step = Step.DATA
         connection.send([(Command.DATA, b"DATA\r\n")])
-        self._expect(Phase.DATA, self.backend.settings.timeouts.data_s)
+        self._expect(_DATA, self.backend.timeouts.data_s)
 
     def terminator_leaves(self) -> None:
         """The relay is about to write the terminator: only `final` counts from here (design 4.14)."""
         assert self.step is Step.BODY and self.connection is not None
         self.step = Step.FINAL
         self._since_s = self._context.runtime.deadlines.clock()
-        self.connection.expect_until(Phase.FINAL, self._since_s + self.backend.settings.timeouts.final_s)
+        self.connection.expect_until(_FINAL, self._since_s + self.backend.timeouts.final_s)
 
     @property
     def final_wait_s(self) -> float:
@@ -409,9 +415,9 @@ class Attempt:
                 self._chunk_refused(reply)
         elif token is Command.IDENTITY:
             if reply.code == 421:
-                self._fail(token, self._decide(token, reply), Phase.MAIL, reply, relayable=False)
+                self._fail(token, self._decide(token, reply), _MAIL, reply, relayable=False)
             elif reply.code != 250:
-                self._fail(Command.IDENTITY, IDENTITY_REFUSED, Phase.MAIL, reply, relayable=False)
+                self._fail(Command.IDENTITY, IDENTITY_REFUSED, _MAIL, reply, relayable=False)
         else:
             self._spoke_unasked(reply)
 
@@ -433,7 +439,7 @@ class Attempt:
             decision = self._decide(Command.RCPT, reply)
             if decision.elsewhere is not Elsewhere.NO or recipient.accepted:
                 # In a replay a refusal of an accepted recipient is the transaction's affair (design 4.5).
-                self._fail(recipient, decision, Phase.RCPT, reply)
+                self._fail(recipient, decision, _RCPT, reply)
                 return
             self._trial.recipient_refused(recipient, reply)
         self.settle()
@@ -443,20 +449,20 @@ class Attempt:
         if self.step is not Step.ENVELOPE or self.connection is None:
             return
         if self._due:
-            self._expect(Phase.RCPT, self.backend.settings.timeouts.rcpt_s)
+            self._expect(_RCPT, self.backend.timeouts.rcpt_s)
         else:
-            self.connection.expect_until(Phase.RCPT, NEVER)
+            self.connection.expect_until(_RCPT, NEVER)
             self._trial.envelope_answered()
 
     def _data_answered(self, reply: Reply) -> None:
         if reply.code == 354:
             assert self.connection is not None
             self.step = Step.BODY
-            self.connection.expect_until(Phase.BLOCK, NEVER)
+            self.connection.expect_until(_BLOCK, NEVER)
             self._trial.answered_well(Command.DATA)
             self._trial.body_wanted(as_chunks=False)
         elif reply.code < 400:
-            self._fail(Command.DATA, EARLY_REPLY, Phase.DATA, reply)
+            self._fail(Command.DATA, EARLY_REPLY, _DATA, reply)
         else:
             self.step = Step.ENVELOPE  # nothing was begun: RSET is possible again
             self._error_reply(Command.DATA, Command.DATA, reply)
@@ -479,13 +485,13 @@ class Attempt:
         if self.step is Step.BODY:
             if reply.code >= 400:
                 # 5xx is the verdict; 4xx may send us elsewhere. The rest of the body cannot go there either way.
-                self._fail(Command.BODY, self._decide(Command.BODY, reply), Phase.BLOCK, reply)
+                self._fail(Command.BODY, self._decide(Command.BODY, reply), _BLOCK, reply)
             else:
-                self._fail(Command.BODY, EARLY_REPLY, Phase.BLOCK, reply)
+                self._fail(Command.BODY, EARLY_REPLY, _BLOCK, reply)
         elif reply.code == 421:
-            self._fail(Command.BODY, IDLE_LOSS, Phase.RCPT, reply, relayable=False)
+            self._fail(Command.BODY, IDLE_LOSS, _RCPT, reply, relayable=False)
         else:
-            self._fail(Command.BODY, EARLY_REPLY, Phase.RCPT, reply)
+            self._fail(Command.BODY, EARLY_REPLY, _RCPT, reply)
 
     def _decide(self, kind: Command, reply: Reply) -> Decision:
         if reply.code < 400:  # 3xx where none belongs: out of step
@@ -517,10 +523,10 @@ class Attempt:
             self._trial.final_missing(failure.reason, failure.detail)
         elif self.step is Step.BODY:
             decision = classify_loss(failure.reason, first_on_kept=False, errors_before=connection.errors)
-            self._trial.attempt_failed(Trouble(Command.BODY, decision, Phase.BLOCK, failure.detail, None))
+            self._trial.attempt_failed(Trouble(Command.BODY, decision, _BLOCK, failure.detail, None))
         elif failure.token is None:
             # It owed nothing: a client that takes its time outlasts a backend's patience. Nobody's fault.
-            self._trial.attempt_failed(Trouble(Command.RCPT, IDLE_LOSS, Phase.RCPT, failure.detail, None))
+            self._trial.attempt_failed(Trouble(Command.RCPT, IDLE_LOSS, _RCPT, failure.detail, None))
         else:
             decision = classify_loss(
                 failure.reason,
@@ -528,7 +534,7 @@ class Attempt:
                 errors_before=connection.errors,
             )
             token = failure.token  # what was asked first names the phase, not what was asked last
-            phase = _PHASE_OF.get(token, Phase.RCPT)
+            phase = _PHASE_OF.get(token, _RCPT)
             self._trial.attempt_failed(Trouble(token, decision, phase, failure.detail, None))
         self._trial.tell_client()
 
@@ -539,6 +545,6 @@ class Attempt:
         connection = self.connection
         if self.step is Step.BODY and connection is not None:
             now = self._context.runtime.deadlines.clock()
-            block_s = self.backend.settings.timeouts.block_s
-            connection.expect_until(Phase.BLOCK, NEVER if writable else now + block_s)
+            block_s = self.backend.timeouts.block_s
+            connection.expect_until(_BLOCK, NEVER if writable else now + block_s)
             self._trial.backend_writable(writable)

@@ -21,7 +21,7 @@ from smtplb.messages import BackendKey, BackendReport, BackendStanding, BackendS
 from smtplb.observe.histogram import Histogram
 from smtplb.observe.outcomes import AttemptOutcome, Phase
 from smtplb.policy.outcome import ERRORS_BEFORE_A_421_IS_OURS, Reason
-from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, PoolSettings
+from smtplb.settings import BackendSettings, BackTlsMode, BalancePer, IdentityMode, PoolSettings
 from smtplb.smtp.extensions import offered_size
 
 REFUSED_CLIENTS: Final = 20  # remembered between two pulses; policy/black_hole.py asks for 10
@@ -84,6 +84,8 @@ class Backend:
         "reuse",
         "settings",
         "standing",
+        "tells_by_xforward",
+        "timeouts",
         "warming",
     )
 
@@ -98,6 +100,7 @@ class Backend:
         # Shared with other workers; None: there are none.
         self._shared = scoreboard.view(settings.key) if scoreboard is not None else None
         self.settings = settings
+        self.tells_by_xforward = settings.identity is IdentityMode.XFORWARD
         self._learn_limits()
         self._taken_out = False  # by the operator: DRAIN or MAINT
         self.budget = pool.budget
@@ -308,7 +311,8 @@ class Backend:
         self._open_for_seekers()  # there may be more room now
 
     def _learn_limits(self) -> None:
-        """How long connections are kept, as plain attributes: asked for each message."""
+        """What each message asks for, as plain attributes."""
+        self.timeouts = self.settings.timeouts
         limits = self.settings.connections
         self._most_idle = limits.idle
         self._idle_timeout_s = limits.idle_timeout_s

@@ -7,6 +7,8 @@ metrics library on the data path).
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.dataplane.certificates import FrontCertificates
 from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router, Target
@@ -26,6 +28,9 @@ from smtplb.settings import (
     TrafficSettings,
 )
 from smtplb.smtp.extensions import common_mechanisms, common_offers, ehlo_reply, size_limit
+
+# Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
+_OK: Final = TransactionOutcome.OK
 
 
 class ListenerCounters:
@@ -180,7 +185,7 @@ class ListenerContext:
         counters = self.counters
         key = (event.pool, event.outcome)
         counters.transactions[key] = counters.transactions.get(key, 0) + 1
-        if event.outcome is TransactionOutcome.OK:
+        if event.outcome is _OK:
             counters.message_bytes += event.message_bytes
         histogram = counters.durations_s.get(event.pool)
         if histogram is None:

@@ -50,7 +50,7 @@ class Deadlines:
         """Set when `waiter` is to be told; NEVER for not at all. The cheap common case is a deadline that moves later."""
         waiter.deadline_s = deadline_s
         bucket = waiter.deadline_bucket
-        if deadline_s == NEVER or (bucket and bucket <= deadline_s / TICK_S):
+        if deadline_s == NEVER or (bucket and bucket <= deadline_s / TICK_S + 1):  # _place() rounds up
             return
         self._place(waiter)
 

@@ -107,7 +107,7 @@ class Reporter:
                 pool=pool,
                 backend=name,
                 outcome=outcome,
-                phase=phase.value,
+                phase=phase,
                 cause=cause,
                 reply=wire.partition(b"\r\n")[0],
                 message_bytes=message_bytes,

@@ -31,6 +31,11 @@ MAX_RECEIVED_OWN: Final = 3  # our own trace lines in a message: it has come rou
 MAX_RECEIVED_ALL: Final = 50  # RFC 5321 6.3: at least 100 hops is a large number; Postfix hopcount_limit 50
 
 
+# Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
+_FINAL: Final = Phase.FINAL
+_OK: Final = AttemptOutcome.OK
+
+
 class Transaction(Course):
     """See the module. The dialogue calls recipient, data, body or chunks, flush, reset, client_gone and cut."""
 
@@ -265,11 +270,11 @@ class Transaction(Course):
         attempt = self._attempt
         assert attempt is not None
         backend = attempt.backend
-        self._phase = Phase.FINAL
+        self._phase = _FINAL
         backend.final_s.observe(attempt.final_wait_s)
         if reply.code < 300:
             self.answered_well(Command.BODY)
-            backend.attempts[AttemptOutcome.OK] += 1
+            backend.attempts[_OK] += 1
             attempt.done(closing=False)
             self._answer_and_end(reply.wire(), "backend took it")
             return
@@ -278,7 +283,7 @@ class Transaction(Course):
         if self._worth_another(reply, attempt):
             self._full_told = True
             self._asked_s = self._context.runtime.deadlines.clock()
-            self._next_attempt(backend, Phase.FINAL, Reason.STORAGE, fresh=False)
+            self._next_attempt(backend, _FINAL, Reason.STORAGE, fresh=False)
             return
         enhanced = reply.enhanced
         if reply.code in (421, 451) and enhanced is not None and enhanced.startswith(b"4.3."):
@@ -287,7 +292,7 @@ class Transaction(Course):
             self._reporter.attempt_failed(
                 backend,
                 AttemptOutcome.IN_DOUBT,
-                Phase.FINAL,
+                _FINAL,
                 Reason.VERDICT,
                 reply.text_line(),
                 counted=False,
@@ -312,8 +317,8 @@ class Transaction(Course):
         """All of the message was handed over and no answer came (RFC 1047, design 4.7)."""
         attempt = self._attempt
         assert attempt is not None
-        self._phase = Phase.FINAL
-        self._reporter.attempt_failed(attempt.backend, AttemptOutcome.IN_DOUBT, Phase.FINAL, reason, detail)
+        self._phase = _FINAL
+        self._reporter.attempt_failed(attempt.backend, AttemptOutcome.IN_DOUBT, _FINAL, reason, detail)
         self._leave(closing=True)
         self._come_again(
             [r for r in self.recipients if r.accepted], self._context.in_doubt_remember_s, once=True

@@ -54,10 +54,14 @@ TEXT_NAMES: Final = {
 }
 NOTICE_PREFIX: Final = "smtplb.notice."
 
+# Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
+_IN_DOUBT: Final = TransactionOutcome.IN_DOUBT
+_TEMPFAIL: Final = TransactionOutcome.TEMPFAIL
+
 _ECS_OUTCOMES: Final = {
     TransactionOutcome.OK: "success",
     TransactionOutcome.ABORTED: "unknown",  # the client's own decision
-    TransactionOutcome.IN_DOUBT: "unknown",
+    _IN_DOUBT: "unknown",
     AttemptOutcome.IN_DOUBT: "unknown",
 }
 
@@ -66,10 +70,10 @@ _ECS_OUTCOMES: Final = {
 
 
 def _transaction_level(event: TransactionEnded) -> int:
-    if event.outcome is TransactionOutcome.IN_DOUBT:
+    if event.outcome is _IN_DOUBT:
         return WARNING
     # A 4xx without a backend is our own trouble; a backend's 4xx (greylisting, quotas) is its verdict.
-    if event.outcome is TransactionOutcome.TEMPFAIL and not event.backend:
+    if event.outcome is _TEMPFAIL and not event.backend:
         return WARNING
     return INFO
 

@@ -146,8 +146,8 @@ class LogWriter:
         second = int(now)
         if second != self._second:
             self._second = second
-            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return self._stamp + str(1000 + int((now - second) * 1000))[1:] + "Z"
 
     # -- leaving ---------------------------------------------------------------------------------------------
 
