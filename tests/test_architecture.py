@@ -77,6 +77,7 @@ RULES = {  # the longest matching name decides
         ),
     ),
     "smtplb.observe": Rule(PLAIN, ("orjson",)),
+    "smtplb.observe.encode": Rule((*PLAIN, "smtplb.smtp.scan"), is_pure=True),
     "smtplb.observe.events": Rule(
         ("smtplb.settings", "smtplb.observe.ended", "smtplb.observe.outcomes"), is_pure=True
     ),

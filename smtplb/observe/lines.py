@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from smtplb.observe.encode import People, octets, words
+import orjson
+
+from smtplb.observe.encode import People, in_json, octets, words
 from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
 from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
@@ -24,7 +26,11 @@ MAX_NOTICE_FIELD: Final = 8192  # room for the stack of a bug
 Value = str | int | float | bool
 Fields = dict[str, Value]
 
-MESSAGE, ACTION = "message", "event.action"
+MESSAGE: Final = "message"
+ACTION: Final = "event.action"
+ECS_VERSION: Final = "8.11.0"
+SERVICE: Final = "smtplb"
+_COMMON_JSON: Final = f'"ecs.version":"{ECS_VERSION}","service.name":"{SERVICE}",'
 
 # Field -> its name in text. Fields that are not here repeat what the message says, and are for machines.
 TEXT_NAMES: Final = {
@@ -112,41 +118,34 @@ def _notice_level(event: Notice) -> int:
 # -- what is said ------------------------------------------------------------------------------------------
 
 
-def _transaction(event: TransactionEnded, people: People, fields: Fields) -> None:
+def transaction_json(event: TransactionEnded, people: People, stamp: str) -> str:
+    """The whole line, line end included. There is one for each message: it is written, not put together and encoded."""
     outcome = event.outcome
     cause, reply, helo = words(event.cause), octets(event.reply), octets(event.helo)
     if people.hides:
         known = (event.sender, event.recipient)
         cause, reply, helo = (people.prose(said, *known) for said in (cause, reply, helo))
-    fields[MESSAGE] = f"transaction {outcome}: {cause}"
-    fields[ACTION] = "transaction-ended"
-    fields["event.outcome"] = _ECS_OUTCOMES.get(outcome, "failure")
-    fields["event.reason"] = cause
-    fields["event.duration"] = int(event.duration_s * 1e9)
-    fields["smtplb.outcome"] = outcome
-    fields["smtplb.transaction.id"] = words(event.transaction_id)
-    fields["smtplb.session.id"] = words(event.session_id)
-    fields["smtplb.listener"] = words(event.listener)
-    fields["client.address"] = words(event.client)
-    fields["smtplb.helo"] = helo
+    cause = in_json(cause)
     sender = people.address(event.sender)
-    if sender is not None:
-        fields["email.from.address"] = sender
-    if event.recipient:
-        recipient = people.address(event.recipient)
-        if recipient is not None:
-            fields["email.to.address"] = recipient
-    fields["smtplb.recipients.accepted"] = event.recipients
-    fields["smtplb.recipients.refused"] = event.recipients_refused
-    fields["smtplb.pool"] = words(event.pool)
-    fields["smtplb.backend"] = words(event.backend)
-    fields["smtplb.phase"] = words(event.phase)
-    fields["smtplb.reply"] = reply
-    fields["smtplb.message_bytes"] = event.message_bytes
-    fields["smtplb.attempts"] = event.attempts
-    if event.digest:
-        fields["smtplb.digest"] = words(event.digest)
-    fields["smtplb.duration_ms"] = int(event.duration_s * 1000)
+    from_whom = "" if sender is None else f'"email.from.address":"{in_json(sender)}",'
+    recipient = people.address(event.recipient) if event.recipient else None
+    to_whom = "" if recipient is None else f'"email.to.address":"{in_json(recipient)}",'
+    digest = f'"smtplb.digest":"{in_json(words(event.digest))}",' if event.digest else ""
+    return (
+        f'{{"@timestamp":"{stamp}","log.level":"{NAMES[_transaction_level(event)]}",'
+        f'"message":"transaction {outcome}: {cause}",{_COMMON_JSON}"event.action":"transaction-ended",'
+        f'"event.outcome":"{_ECS_OUTCOMES.get(outcome, "failure")}","event.reason":"{cause}",'
+        f'"event.duration":{int(event.duration_s * 1e9)},"smtplb.outcome":"{outcome}",'
+        f'"smtplb.transaction.id":"{in_json(words(event.transaction_id))}",'
+        f'"smtplb.session.id":"{in_json(words(event.session_id))}",'
+        f'"smtplb.listener":"{in_json(words(event.listener))}","client.address":"{in_json(words(event.client))}",'
+        f'"smtplb.helo":"{in_json(helo)}",{from_whom}{to_whom}'
+        f'"smtplb.recipients.accepted":{event.recipients},"smtplb.recipients.refused":{event.recipients_refused},'
+        f'"smtplb.pool":"{in_json(words(event.pool))}","smtplb.backend":"{in_json(words(event.backend))}",'
+        f'"smtplb.phase":"{in_json(words(event.phase))}","smtplb.reply":"{in_json(reply)}",'
+        f'"smtplb.message_bytes":{event.message_bytes},"smtplb.attempts":{event.attempts},{digest}'
+        f'"smtplb.duration_ms":{int(event.duration_s * 1000)}}}\n'
+    )
 
 
 def _attempt(event: AttemptFailed, people: People, fields: Fields) -> None:
@@ -238,32 +237,30 @@ def _notice(event: Notice, people: People, fields: Fields) -> None:
         fields[NOTICE_PREFIX + words(name)] = shown
 
 
-def describe(event: Event, people: People, fields: Fields) -> None:
-    """Put message, action and all else into `fields`."""
-    if isinstance(event, TransactionEnded):  # one for each message
-        _transaction(event, people, fields)
-    else:
-        KINDS[type(event)][1](event, people, fields)
-
-
 def level_of(event: Event) -> int:
     return _transaction_level(event) if isinstance(event, TransactionEnded) else KINDS[type(event)][0](event)
 
 
-# Kind of event -> its level, and what puts what it says into a line's fields. Any: each function takes its own kind of event.
-KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People, Fields], None]]]] = {
-    TransactionEnded: (_transaction_level, _transaction),
-    AttemptFailed: (_attempt_level, _attempt),
-    BackendBlamed: (_blame_level, _blame),
-    SessionEnded: (_session_level, _session),
-    BackendChanged: (_backend_level, _backend),
-    GroupShifted: (_group_level, _group),
-    Notice: (_notice_level, _notice),
-}
+def json_line(event: Event, people: People, stamp: str) -> bytes:
+    if isinstance(event, TransactionEnded):
+        return transaction_json(event, people, stamp).encode()
+    level, describe = KINDS[type(event)]
+    fields: Fields = {
+        "@timestamp": stamp,
+        "log.level": NAMES[level(event)],
+        MESSAGE: "",
+        "ecs.version": ECS_VERSION,
+        "service.name": SERVICE,
+        ACTION: "",
+    }
+    describe(event, people, fields)
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def text_line(stamp: str, level: str, fields: Fields) -> str:
-    parts = [stamp, level.ljust(7), str(fields[MESSAGE])]
+def text_line(event: Event, people: People, stamp: str) -> str:
+    """The same for people to read: what the JSON says, without what only machines want."""
+    fields: Fields = orjson.loads(json_line(event, people, stamp))
+    parts = [stamp, str(fields["log.level"]).ljust(7), str(fields[MESSAGE])]
     for field, value in fields.items():
         name = field.removeprefix(NOTICE_PREFIX) if field.startswith(NOTICE_PREFIX) else TEXT_NAMES.get(field)
         if name is not None and value != "":
@@ -278,3 +275,15 @@ def _text_value(value: Value) -> str:
     if " " in text or '"' in text or "=" in text:
         return '"' + text.replace('"', "\\x22") + '"'
     return text
+
+
+# Kind of event, but TransactionEnded -> its level, and what puts what it says into a line's fields.
+# Any: each function takes its own kind of event.
+KINDS: Final[dict[type, tuple[Callable[[Any], int], Callable[[Any, People, Fields], None]]]] = {
+    AttemptFailed: (_attempt_level, _attempt),
+    BackendBlamed: (_blame_level, _blame),
+    SessionEnded: (_session_level, _session),
+    BackendChanged: (_backend_level, _backend),
+    GroupShifted: (_group_level, _group),
+    Notice: (_notice_level, _notice),
+}

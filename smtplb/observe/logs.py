@@ -16,15 +16,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-import orjson
-
 from smtplb.observe.encode import People
 from smtplb.observe.events import Event, Notice
-from smtplb.observe.lines import ACTION, LEVELS, MESSAGE, NAMES, Fields, describe, level_of, text_line
+from smtplb.observe.lines import LEVELS, json_line, level_of, text_line
 from smtplb.observe.outlet import Outlet
 from smtplb.settings import LogSettings
 
-ECS_VERSION: Final = "8.11.0"
 FLUSH_AT_BYTES: Final = 64 * 1024  # within one turn; Linux pipes hold as much
 MAX_BACKLOG_BYTES: Final = 1024 * 1024  # while the reader is slow; then lines are dropped. Some 1,500 lines
 RETRY_S: Final = 0.05
@@ -124,22 +121,11 @@ class LogWriter:
 
     def _line(self, event: Event) -> bytes | None:
         """None: below the level that is written."""
-        number = level_of(event)
-        if number < self._from_level:
+        if level_of(event) < self._from_level:
             return None
-        level, stamp = NAMES[number], self._time()
-        fields: Fields = {
-            "@timestamp": stamp,
-            "log.level": level,
-            MESSAGE: "",
-            "ecs.version": ECS_VERSION,
-            "service.name": "smtplb",
-            ACTION: "",
-        }
-        describe(event, self._people, fields)
         if self._text:
-            return text_line(stamp, level, fields).encode()
-        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+            return text_line(event, self._people, self._time()).encode()
+        return json_line(event, self._people, self._time())
 
     def _time(self) -> str:
         now = self._clock()

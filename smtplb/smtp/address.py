@@ -11,6 +11,8 @@ import re
 from functools import lru_cache
 from typing import Final
 
+from smtplb.smtp.scan import plain_path
+
 MAX_PATH_BYTES: Final = (
     512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
 )
@@ -25,7 +27,6 @@ _DOMAIN: Final = rb"(?:%s|\[[A-Za-z0-9:.-]+\])" % _NAME
 _LOCAL_PART: Final = rb"(?:%s|%s)+" % (_ATOM, _QUOTED)
 _ROUTE: Final = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)  # RFC 5321 4.1.2 A-d-l
 _PATH: Final = rb"(?:%s(?:@%s)?|%s%s@%s)?" % (_LOCAL_PART, _DOMAIN, _ROUTE, _LOCAL_PART, _DOMAIN)
-_SIMPLE: Final = re.compile(rb"<(%s+@%s)>(?=[ ]|\Z)" % (_ATOM, _NAME))  # nearly all mail
 _BRACKETED: Final = re.compile(rb"[ \t]*<(%s)>(?=[ \t]|\Z)" % _PATH)
 _UNBRACKETED: Final = re.compile(rb"[ \t]*(%s+(?:@%s)?)(?=[ \t]|\Z)" % (_ATOM, _DOMAIN))
 
@@ -35,7 +36,10 @@ def parse_path(argument: bytes) -> tuple[bytes, bytes] | None:
 
     A blank before the path and missing brackets are taken, as Postfix and Exim do; an empty path needs its brackets.
     """
-    found = _SIMPLE.match(argument) or _BRACKETED.match(argument) or _UNBRACKETED.match(argument)
+    plain = plain_path(argument)  # nearly all mail; _BRACKETED says the same of it
+    if plain is not None:
+        return (plain, argument[len(plain) + 2 :]) if len(plain) <= MAX_PATH_BYTES else None
+    found = _BRACKETED.match(argument) or _UNBRACKETED.match(argument)
     if found is None:
         return None
     path = found[1]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtplb.observe.encode import octets, words
 from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
 from smtplb.observe.lines import KINDS, TEXT_NAMES
@@ -162,7 +163,7 @@ def test_no_address_of_a_person_is_written_when_they_are_to_be_kept_back(mode: s
 
 
 def test_every_kind_of_event_has_a_line() -> None:
-    assert set(KINDS) == set(get_args(Event))
+    assert {*KINDS, TransactionEnded} == set(get_args(Event))
 
 
 # -- laws ---------------------------------------------------------------------------------------------------
@@ -171,18 +172,16 @@ anything = st.binary(max_size=80) | st.sampled_from(
     [b"\r\n", b"\x1b[2J", b'"', b"\\", b"=", b"\xe2\x80\xa8", b"a@b"]
 )
 any_text = st.text(alphabet=st.characters(), max_size=60)
+any_transaction = st.builds(
+    transaction,
+    **dict.fromkeys(("listener", "session_id", "transaction_id", "client", "pool", "backend"), any_text),
+    **dict.fromkeys(("helo", "sender", "reply", "recipient"), anything),
+    **dict.fromkeys(("phase", "cause", "digest"), any_text),
+    recipients=st.integers(0, 9),
+    outcome=st.sampled_from(TransactionOutcome),
+)
 events = st.one_of(
-    st.builds(
-        transaction,
-        helo=anything,
-        sender=anything,
-        recipient=anything,
-        reply=anything,
-        client=any_text,
-        cause=any_text,
-        session_id=any_text,
-        outcome=st.sampled_from(TransactionOutcome),
-    ),
+    any_transaction,
     st.builds(
         AttemptFailed,
         *[any_text] * 4,
@@ -210,6 +209,33 @@ events = st.one_of(
         st.dictionaries(any_text, any_text | st.integers(-(2**40), 2**40) | st.floats(), max_size=3),
     ),
 )
+
+
+@given(any_transaction)
+def test_a_transaction_in_json_reads_back_as_what_was_said(event: TransactionEnded) -> None:
+    """The line is not made by a JSON library: what a client, a backend or a name puts into it stays in its field."""
+    line = as_json(event)
+    told = {
+        "message": f"transaction {event.outcome}: {words(event.cause)}",
+        "event.reason": words(event.cause),
+        "smtplb.outcome": event.outcome.value,
+        "smtplb.transaction.id": words(event.transaction_id),
+        "smtplb.session.id": words(event.session_id),
+        "smtplb.listener": words(event.listener),
+        "client.address": words(event.client),
+        "smtplb.helo": octets(event.helo),
+        "smtplb.recipients.accepted": event.recipients,
+        "smtplb.recipients.refused": event.recipients_refused,
+        "smtplb.pool": words(event.pool),
+        "smtplb.backend": words(event.backend),
+        "smtplb.phase": words(event.phase),
+        "smtplb.reply": octets(event.reply),
+        "smtplb.message_bytes": event.message_bytes,
+        "smtplb.attempts": event.attempts,
+    }
+    assert {name: line[name] for name in told} == told
+    assert line.get("smtplb.digest", "") == words(event.digest)
+    assert set(line) <= {*told, *TEXT_NAMES, *as_json(transaction())}
 
 
 @given(events, st.sampled_from(["plain", "hash", "omit"]))

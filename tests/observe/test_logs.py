@@ -148,10 +148,10 @@ def test_whatever_the_end_does_each_line_is_whole_or_counted(
 def test_an_event_that_cannot_be_written_is_counted_and_stops_nothing() -> None:
     end = Kept()
     writer = writer_to(end)
-    writer.emit(Notice("info", "said", "bad", {"x": float}))  # type: ignore[dict-item]  # our own bug, in text mode
+    writer.emit(Notice("info", "said", "bad", {"x": float}))  # type: ignore[dict-item]  # our own bug
     writer.emit("no event at all")  # type: ignore[arg-type]
     writer.emit(said("b"))
-    assert texts(end)[-2:] == ["b", "1 log lines were dropped: they could not be written in time lines=1"]
+    assert texts(end)[-2:] == ["b", "2 log lines were dropped: they could not be written in time lines=2"]
 
 
 def test_the_format_follows_the_terminal_unless_it_is_set() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.smtp import scan
+from smtplb.smtp.address import _BRACKETED
 
 FORMS = {
     "python": scan.in_python,
-    "in use": (scan.find_end, scan.is_lawful),
+    "in use": (scan.find_end, scan.is_lawful, scan.is_plain, scan.plain_path),
 }  # in a compiled wheel the second is C
 TEXT = st.lists(
     st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"\r\n.\r\n", b"\xff", b"y" * 100])
@@ -65,3 +68,79 @@ def test_a_dot_at_the_very_edges_is_no_end(form: str) -> None:
         assert find_end(text) == -1
     assert find_end(b"\r\n.\r\n") == 0
     assert find_end(b"x\r\n\r\n.\r\n") == 3
+
+
+@both
+@pytest.mark.parametrize("before", [*range(8), *range(4088, 4100), *range(8185, 8196), 70_000])
+@pytest.mark.parametrize("behind", [0, 1, 3, 5000])
+def test_the_end_is_found_wherever_it_is(form: str, before: int, behind: int) -> None:
+    find_end = FORMS[form][0]
+    assert find_end(b"x" * before + b"\r\n.\r\n" + b"y" * behind) == before
+    for wrong in (b"\r\n.\r", b"\n.\r\n", b"\r\n.\n", b"\r\n..\r\n", b"\r\n.\r\r\n", b"\r.\r\n"):
+        assert find_end(b"x" * before + wrong + b"y" * behind) == -1
+
+
+@both
+@given(text=st.text() | st.binary() | st.sampled_from(["a b", 'a"b', "a\\b", "\x7f", "\xa0", "", b"", b"\0"]))
+def test_plain_is_what_every_octet_says(form: str, text: str | bytes) -> None:
+    octets = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    assert FORMS[form][2](text) is all(0x20 <= octet < 0x7F and octet not in b'"\\' for octet in octets)
+
+
+PIECES = [
+    b"<",
+    b">",
+    b"@",
+    b".",
+    b"a",
+    b"A-1",
+    b"_",
+    b" ",
+    b"\t",
+    b'"',
+    b"!#$%&'*+-/=?^`{|}~",
+    b"\xff",
+    b"\0",
+    b"[",
+    b"<a@b.c>",
+]
+
+
+@both
+@given(argument=st.lists(st.sampled_from(PIECES)).map(b"".join) | st.binary())
+def test_a_plain_path_is_one_that_the_grammar_reads_alike(form: str, argument: bytes) -> None:
+    plain = FORMS[form][3](argument)
+    if plain is not None:
+        found = _BRACKETED.match(argument)
+        assert found is not None
+        assert found[1] == plain
+        assert argument[found.end() : found.end() + 1] in (b"", b" ")
+
+
+@both
+@pytest.mark.parametrize(
+    ("argument", "path"),
+    [
+        (b"<a@b>", b"a@b"),
+        (b"<a.b+c@mx-1.b_c.test> SIZE=1", b"a.b+c@mx-1.b_c.test"),
+        (b"<a@b>\t", None),
+        (b"<a@b.>", None),  # lawful, not plain
+        (b"<a@>", None),
+        (b"<@b>", None),
+        (b"<a@b@c>", None),
+        (b"<>", None),
+        (b"", None),
+        (b"<", None),
+        (b"<a@b", None),
+    ],
+)
+def test_what_is_a_plain_path(form: str, argument: bytes, path: bytes | None) -> None:
+    assert FORMS[form][3](argument) == path
+
+
+@both
+def test_only_octets_and_text_are_taken(form: str) -> None:
+    functions: tuple[Any, ...] = FORMS[form]
+    for function in functions:
+        with pytest.raises((TypeError, AttributeError)):
+            function(1)
