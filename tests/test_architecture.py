@@ -60,12 +60,13 @@ RULES = {  # the longest matching name decides
     "smtplb.messages": Rule(
         ("smtplb.settings", "smtplb.observe.events", "smtplb.observe.histogram"), is_pure=True
     ),
+    "smtplb.compiled": Rule(libraries=("mypy_extensions",), is_pure=True),
     "smtplb.framing": Rule(is_pure=True),
     "smtplb.smtp": Rule(is_pure=True),
     "smtplb.policy": Rule(("smtplb.smtp", "smtplb.settings", "smtplb.messages"), is_pure=True),
     "smtplb.config": Rule(("smtplb.settings", "smtplb.smtp", "smtplb.policy"), ("pydantic",)),
     "smtplb.config.load": Rule(("smtplb.settings",), ("pydantic", "yaml")),
-    "smtplb.dataplane": Rule(("smtplb.smtp", "smtplb.policy", *PLAIN), ("uvloop",)),
+    "smtplb.dataplane": Rule(("smtplb.smtp", "smtplb.policy", "smtplb.compiled", *PLAIN), ("uvloop",)),
     "smtplb.controlplane": Rule(
         (
             "smtplb.smtp",

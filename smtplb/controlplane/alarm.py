@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from smtplb.dataplane.deadlines import NEVER, Deadlines
+from smtplb.dataplane.deadlines import NEVER, Deadlines, Waiter
 
 
-class Alarm:
-    __slots__ = ("_deadlines", "_ring", "deadline_bucket", "deadline_s")
+class Alarm(Waiter):
+    __slots__ = ("_deadlines", "_ring")
 
     def __init__(self, deadlines: Deadlines, ring: Callable[[], None]) -> None:
+        super().__init__()
         self._deadlines = deadlines
         self._ring = ring
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     def set(self, at_s: float) -> None:
         """Ring at this time of the wheel's clock, instead of whenever it would have rung."""

@@ -7,10 +7,11 @@ Invariant: once `over`, the connection was given back, retired or aborted, and t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Final
 
-from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.backend import Backend, Seeker
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
@@ -109,56 +110,76 @@ class Trouble:
         self.reply = reply
 
 
-class Trial(Protocol):
-    """The transaction, as an attempt sees it. None of these is called inside a call that the transaction makes."""
+class Trial(ABC):
+    """The transaction, as an attempt sees it. None of these is called inside a call that the transaction makes.
 
-    sender: bytes
-    parameters: Parameters
-    recipients: list[Recipient]
-    binding: Binding
-    chunked: bool  # the client sends BDAT
-    trace_bytes: int  # length of the line that goes in front of the body
+    chunked       the client sends BDAT
+    trace_bytes   length of the line that goes in front of the body
+    """
+
+    __slots__ = ("binding", "chunked", "parameters", "recipients", "sender", "trace_bytes")
+
+    def __init__(self, binding: Binding, sender: bytes, parameters: Parameters) -> None:
+        self.binding = binding
+        self.sender = sender
+        self.parameters = parameters
+        self.recipients: list[Recipient] = []
+        self.chunked = False
+        self.trace_bytes = 0
 
     @property
+    @abstractmethod
     def declared_binary(self) -> bool:
         """BODY=BINARYMIME: the message can go by BDAT only."""
 
+    @abstractmethod
     def suits(self, connection: Connection) -> bool:
         """The backend has all that this transaction uses."""
 
+    @abstractmethod
     def answered_well(self, command: object) -> None:
         """2xx or 354 to `command` (Command.CONNECT: the connection came up)."""
 
+    @abstractmethod
     def recipient_accepted(self, recipient: Recipient, reply: Reply) -> None: ...
 
+    @abstractmethod
     def recipient_refused(self, recipient: Recipient, reply: Reply) -> None:
         """A verdict on one recipient; the attempt goes on."""
 
+    @abstractmethod
     def envelope_answered(self) -> None:
         """Every RCPT sent so far was answered."""
 
+    @abstractmethod
     def body_wanted(self, *, as_chunks: bool) -> None:
         """354, or a backend that takes chunks and needs none. The one call that may come inside begin_body()."""
 
+    @abstractmethod
     def unsuitable(self) -> None:
         """The backend lacks an extension that this transaction uses. Nobody's fault; the attempt is left already."""
 
+    @abstractmethod
     def attempt_failed(self, trouble: Trouble) -> None:
         """Before our terminator. The attempt is still to be left (`leave`)."""
 
+    @abstractmethod
     def final_answered(self, reply: Reply) -> None:
         """2xx, 4xx or 5xx after our terminator."""
 
+    @abstractmethod
     def final_missing(self, reason: Reason, detail: bytes) -> None:
         """No reply after our terminator: in doubt."""
 
+    @abstractmethod
     def backend_writable(self, writable: bool) -> None: ...
 
+    @abstractmethod
     def tell_client(self) -> None:
         """The turn is over: write what was filled."""
 
 
-class Attempt:
+class Attempt(Seeker):
     """See the module. `others_left`: another backend could be asked; it halves the time this one gets (design 4.14)."""
 
     __slots__ = (
@@ -169,14 +190,10 @@ class Attempt:
         "_since_s",
         "_trial",
         "backend",
-        "binding",
         "budget_end_s",
         "connection",
-        "deadline_bucket",
-        "deadline_s",
         "others_left",
         "step",
-        "wants_fresh",
     )
 
     def __init__(
@@ -189,13 +206,12 @@ class Attempt:
         others_left: bool,
         wants_fresh: bool,
     ) -> None:
+        super().__init__(trial.binding, wants_fresh=wants_fresh)
         self._context = context
         self._trial = trial
         self.backend = backend
         self.budget_end_s = budget_end_s
         self.others_left = others_left
-        self.wants_fresh = wants_fresh
-        self.binding = trial.binding
         self.connection: Connection | None = None
         self.step = Step.SEEKING
         self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
@@ -204,8 +220,6 @@ class Attempt:
         self._cut_short = (
             False  # the client's budget bounds the wait for a connection, not the backend's timeouts
         )
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     # -- the lease ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from smtplb.dataplane.attempt import ReplySlot
-from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.backend import Backend, Seeker
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
@@ -33,7 +33,7 @@ class Client(Protocol):
     def turn(self) -> None: ...
 
 
-class Authentication:
+class Authentication(Seeker):
     """See the module. `over`: the last reply of the exchange was given; `succeeded` then tells which."""
 
     __slots__ = (
@@ -45,13 +45,9 @@ class Authentication:
         "_slot",
         "_target",
         "backend",
-        "binding",
-        "deadline_bucket",
-        "deadline_s",
         "over",
         "seeking",
         "succeeded",
-        "wants_fresh",
     )
 
     def __init__(
@@ -63,9 +59,10 @@ class Authentication:
         first_line: bytes,
         slot: ReplySlot,
     ) -> None:
+        # A failed attempt of somebody else must not count here: an exchange has a connection of its own.
+        super().__init__(binding, wants_fresh=True)
         self._context = context
         self._client: Client | None = client
-        self.binding = binding
         self._target = target
         self._first_line = first_line
         self._slot: ReplySlot | None = slot
@@ -75,10 +72,6 @@ class Authentication:
         self.over = False
         self.seeking = False
         self.succeeded = False
-        # A failed attempt of somebody else must not count here: an exchange has a connection of its own.
-        self.wants_fresh = True
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     def start(self) -> None:
         """Ask the backend that the target chooses; the slot is filled now or later."""

@@ -6,10 +6,12 @@ Invariant: a connection that is handed out owes nothing and has one holder; wait
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
+from smtplb.compiled import mypyc_attr
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, State
 from smtplb.dataplane.deadlines import NEVER
@@ -33,14 +35,25 @@ CLEAR_AFTER_FAILED_TLS_S: Final = (
 )
 
 
-class Seeker(Holder, Protocol):
-    """Who asks for a lease. Exactly one of the two follows a lease() that returned None, unless cancel() comes first."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Seeker(Holder):
+    """Who asks for a lease. Exactly one of the two follows a lease() that returned None, unless cancel() comes first.
 
-    wants_fresh: bool  # only a connection that was never used will do
-    binding: Binding  # of the session; it decides which connections may be used at all
+    wants_fresh   only a connection that was never used will do
+    binding       of the session; it decides which connections may be used at all
+    """
 
+    __slots__ = ("binding", "wants_fresh")
+
+    def __init__(self, binding: Binding, *, wants_fresh: bool) -> None:
+        super().__init__()
+        self.binding = binding
+        self.wants_fresh = wants_fresh
+
+    @abstractmethod
     def lease_granted(self, connection: Connection) -> None: ...
 
+    @abstractmethod
     def lease_failed(self, failure: Failure) -> None: ...
 
 

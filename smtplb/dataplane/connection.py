@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, Protocol, cast
 
+from smtplb.compiled import mypyc_attr
 from smtplb.dataplane.binding import Binding
-from smtplb.dataplane.deadlines import NEVER, Deadlines
+from smtplb.dataplane.deadlines import NEVER, Deadlines, Waiter
 from smtplb.dataplane.opening import Opening
 from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.outcomes import Phase
@@ -87,18 +89,25 @@ class Owner(Protocol):
         """It ended after having been ready, whoever ended it; not told after abort()."""
 
 
-class Holder(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Holder(Waiter, ABC):
     """Who leases the connection."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def reply_received(self, connection: Connection, token: object, reply: Reply) -> None:
         """The reply to the command sent with `token`; token None: the backend spoke without being asked."""
 
+    @abstractmethod
     def replies_done(self) -> None:
         """All replies that came in this turn were told: the time to write to the client. Told even if the lease is over."""
 
+    @abstractmethod
     def connection_broken(self, connection: Connection, failure: Failure) -> None:
         """It ended while leased; the lease is over. replies_done() does not follow."""
 
+    @abstractmethod
     def backend_writable(self, writable: bool) -> None:
         """Flow control: the backend does, or does not, take more."""
 
@@ -110,7 +119,7 @@ class _Own(Enum):
     QUIT = auto()
 
 
-class Connection:
+class Connection(Waiter):
     """See the module. An asyncio.Protocol but for the base class, which compiled classes cannot have.
 
     `token` objects of a holder are opaque; they must not be None."""
@@ -129,8 +138,6 @@ class Connection:
         "born_s",
         "capabilities",
         "clear",
-        "deadline_bucket",
-        "deadline_s",
         "errors",
         "greeting",
         "hello_reply",
@@ -158,6 +165,7 @@ class Connection:
         clear: bool = False,
     ) -> None:
         """`binding`: the one session it will carry the identity of; `clear`: do without opportunistic TLS."""
+        super().__init__()
         # for life
         self.settings = settings
         self.owner = owner
@@ -175,8 +183,6 @@ class Connection:
         self.state = State.CONNECTING
         self.when_gone: Callable[[], None] | None = None
         self._phase = Phase.CONNECT
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
         self.born_s = deadlines.clock()
         # coming up
         identity = binding.identity if binding is not None else None

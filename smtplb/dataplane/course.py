@@ -10,13 +10,14 @@ once, and a 250 for the message only from the backend that was given it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final, Protocol
+from typing import Final
 
-from smtplb.dataplane.attempt import Attempt, Recipient, ReplySlot, Step, Trouble
+from smtplb.dataplane.attempt import Attempt, Recipient, ReplySlot, Step, Trial, Trouble
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection
 from smtplb.dataplane.context import ListenerContext
+from smtplb.dataplane.deadlines import Waiter
 from smtplb.dataplane.relay import Relay, Trace
 from smtplb.dataplane.reporting import OUTCOME_OF_CLASS, Reporter
 from smtplb.dataplane.router import Target
@@ -31,20 +32,30 @@ from smtplb.smtp.extensions import Parameters
 from smtplb.smtp.replies import Reply
 
 
-class Client(Protocol):
-    """The session, as a transaction sees it. Never called inside a call that the session makes."""
+class Client(Waiter, ABC):
+    """The session, as a transaction sees it. Never called inside a call that the session makes.
 
-    id: str
-    client_text: str
-    half_closed: bool  # it has sent all it will
-    binding: Binding
+    half_closed   it has sent all it will
+    """
 
+    __slots__ = ("binding", "client_text", "half_closed", "id")
+
+    def __init__(self, session_id: str, binding: Binding) -> None:
+        super().__init__()
+        self.id = session_id
+        self.binding = binding
+        self.client_text = ""
+        self.half_closed = False
+
+    @abstractmethod
     def turn(self) -> None:
         """Slots were filled, or the body is wanted: write, and go on reading."""
 
+    @abstractmethod
     def backend_writable(self, writable: bool) -> None:
         """Flow control for the body."""
 
+    @abstractmethod
     def has_reset(self) -> bool:
         """Its reset has come, though what it sent before may not have been read yet."""
 
@@ -69,8 +80,8 @@ _REFUSAL_OF: Final = {
 }
 
 
-class Course(ABC):
-    """See the module. Attempts call the methods of the Trial protocol; what follows a final reply is the transaction's."""
+class Course(Trial):
+    """See the module. Attempts call the methods of Trial; what follows a final reply is the transaction's."""
 
     __slots__ = (
         "_answer",
@@ -93,15 +104,9 @@ class Course(ABC):
         "_slot",
         "_trace",
         "accepted",
-        "binding",
-        "chunked",
         "ended",
-        "parameters",
-        "recipients",
         "refused",
         "refused_by_us",
-        "sender",
-        "trace_bytes",
     )
 
     def __init__(
@@ -113,17 +118,13 @@ class Course(ABC):
         sender: bytes,
         parameters: Parameters,
     ) -> None:
+        super().__init__(client.binding, sender, parameters)
         self._context = context
         self._client: Client | None = client
-        self.binding = client.binding
         self._reporter = Reporter(context, client.id, serial, client.client_text, helo)
-        self.sender = sender
-        self.parameters = parameters
-        self.recipients: list[Recipient] = []
         self.accepted = 0
         self.refused = 0
         self.ended = False
-        self.chunked = False  # BDAT, not DATA
         self._slot: ReplySlot | None = None  # of DATA or the first BDAT, then of the final reply
         self._answer: bytes | None = (
             None  # no attempt is left: what the client hears to all that follows (design 4.8)
@@ -137,7 +138,6 @@ class Course(ABC):
         self._full_told = False  # 452 to the final dot came once
         self._relay: Relay | None = None  # from the first 354 on
         self._trace: Trace | None = None
-        self.trace_bytes = 0
         self._search: Search | None = None  # its target is fixed by the first accepted recipient (design 5)
         self._attempt: Attempt | None = None
         self._place: Place | None = None  # waiting until a backend has room

@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
+
+from smtplb.compiled import mypyc_attr
 
 TICK_S: Final = 0.1  # a deadline is told at most this late
 NEVER: Final = float("inf")
 
 
-class Waiter(Protocol):
-    """`deadline_s` is a time of the wheel's clock or NEVER; `deadline_bucket` belongs to the wheel, 0 while not armed."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Waiter:
+    """`deadline_s` is a time of the wheel's clock or NEVER; `deadline_bucket` belongs to the wheel, 0 while not armed.
 
-    deadline_s: float
-    deadline_bucket: int
+    A base class, not a protocol, as are the others of the data plane: compiled code then finds attributes and methods by place.
+    """
 
-    def deadline_passed(self, now: float) -> None: ...
+    __slots__ = ("deadline_bucket", "deadline_s")
+
+    def __init__(self) -> None:
+        self.deadline_s = NEVER
+        self.deadline_bucket = 0
+
+    def deadline_passed(self, now: float) -> None:
+        raise NotImplementedError
 
 
 class Deadlines:

@@ -8,10 +8,12 @@ Invariant: each command line gets exactly one reply, through the channel, in the
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from abc import abstractmethod
+from typing import Final
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.authentication import Authentication
+from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.identity import Identity
 from smtplb.dataplane.router import Target
@@ -56,55 +58,74 @@ MAX_WITHOUT_MAIL: Final = 100
 _VERBS_OF_CHUNKS: Final = frozenset({verbs.BDAT, verbs.RSET, verbs.NOOP, verbs.QUIT, verbs.HELP, verbs.VRFY})
 
 
-class Channel(Client, Protocol):
+class Channel(Client):
     """The session, as the dialogue sees it."""
 
-    client: routing.ClientAddress | None
+    __slots__ = ("client",)
+
+    def __init__(self, session_id: str, binding: Binding) -> None:
+        super().__init__(session_id, binding)
+        self.client: routing.ClientAddress | None = None
 
     @property
+    @abstractmethod
     def tls(self) -> bool: ...
 
     @property
+    @abstractmethod
     def trusted_front(self) -> bool:
         """It may say XCLIENT."""
 
     @property
+    @abstractmethod
     def closing(self) -> bool:
         """Its last reply was given; nothing more is read."""
 
+    @abstractmethod
     def answer(self, wire: bytes) -> None:
         """A reply of ours, behind those that are due."""
 
+    @abstractmethod
     def refuse(self, row: Refusal) -> None:
         """An error reply of ours, counted."""
 
+    @abstractmethod
     def count_error(self) -> None:
         """As an error reply would; the session may be over then."""
 
+    @abstractmethod
     def await_reply(self, slot: ReplySlot, *, barrier: bool) -> None:
         """A reply that comes now or later; behind a barrier nothing is read until it was given out."""
 
+    @abstractmethod
     def close(self, reason: str) -> None:
         """What was answered is written, then the session ends."""
 
+    @abstractmethod
     def close_with(self, row: Refusal) -> None:
         """421 and the end."""
 
+    @abstractmethod
     def start_tls(self) -> None:
         """220, then the handshake; what was already read behind the command is dropped."""
 
+    @abstractmethod
     def rebind(self, identity: Identity, *, same_client: bool) -> None:
         """Facts of the client changed: a new binding, with none of the connections that carry the old ones."""
 
+    @abstractmethod
     def identified(self, client: routing.ClientAddress | None, text: str) -> bool:
         """A trusted front said who the client is. False: it may not be here, and was told so."""
 
+    @abstractmethod
     def take_up(self) -> bool:
         """The settings of the latest reload. False: this session cannot go on with them, and was told so."""
 
+    @abstractmethod
     def takes_message(self) -> bool:
         """The client's rate of messages allows one more."""
 
+    @abstractmethod
     def takes_recipient(self) -> bool: ...
 
 

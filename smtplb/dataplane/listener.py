@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from smtplb.dataplane.context import ListenerContext
-from smtplb.dataplane.session import Session
+from smtplb.dataplane.session import House, Session
 from smtplb.messages import ListenerReport
 from smtplb.policy.limits import ClientKey, Presence, RateTable, client_key, network_key
 from smtplb.policy.refusal import Refusal
@@ -25,11 +25,11 @@ BACKLOG: Final = 4096
 BoundTo = tuple[int, Any]  # address family, and where as getsockname() has it
 
 
-class Listener:
+class Listener(House):
     """See the module."""
 
     def __init__(self, context: ListenerContext) -> None:
-        self.context = context  # of new sessions; open ones take it up between transactions
+        super().__init__(context)  # of new sessions; open ones take it up between transactions
         self.sessions: set[Session] = set()
         self._admitted: dict[Session, tuple[ClientKey, ClientKey]] = {}  # counted as these
         self._servers: dict[BoundTo, asyncio.AbstractServer] = {}

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from smtplb.dataplane.attempt import ReplySlot
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
-from smtplb.dataplane.dialogue import Dialogue
+from smtplb.dataplane.dialogue import Channel, Dialogue
 from smtplb.dataplane.identity import Identity, read_address
 from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.ended import SessionEnded
@@ -45,25 +46,33 @@ class Stage(Enum):
     OPEN = auto()
 
 
-class House(Protocol):
+class House(ABC):
     """The listener, as a session sees it."""
 
-    context: ListenerContext
+    __slots__ = ("context",)
 
+    def __init__(self, context: ListenerContext) -> None:
+        self.context = context
+
+    @abstractmethod
     def arrived(self, session: Session) -> None:
         """A connection was accepted; it counts from now on."""
 
+    @abstractmethod
     def admit(self, session: Session) -> Refusal | None:
         """The client is known: a refusal is the session's greeting and its end."""
 
+    @abstractmethod
     def takes_message(self, session: Session) -> bool: ...
 
+    @abstractmethod
     def takes_recipient(self, session: Session) -> bool: ...
 
+    @abstractmethod
     def session_over(self, session: Session) -> None: ...
 
 
-class Session:
+class Session(Channel):
     """See the module. An asyncio.Protocol in all but its base class, which compiled classes cannot have."""
 
     __slots__ = (
@@ -89,17 +98,12 @@ class Session:
         "_tls_due",
         "_transport",
         "_writing_paused",
-        "binding",
-        "client",
-        "client_text",
-        "deadline_bucket",
-        "deadline_s",
         "draining",
-        "half_closed",
-        "id",
     )
 
     def __init__(self, house: House) -> None:
+        session_id = house.context.runtime.new_session_id()
+        super().__init__(session_id, Binding(Identity(session_id)))
         # for life
         self._house = house
         self._context = house.context
@@ -110,11 +114,7 @@ class Session:
         self._peer: ClientAddress | None = (
             None  # who speaks: the client, or a front that tells whose mail it is
         )
-        self.client: ClientAddress | None = None
-        self.client_text = ""
         self._named = False  # a front said who the client is
-        self.id = house.context.runtime.new_session_id()
-        self.binding = Binding(Identity(self.id))
         self._started_s = 0.0
         self._errors = 0
         self._end_reason = ""
@@ -127,12 +127,9 @@ class Session:
         self._slots: list[ReplySlot] | None = None
         self._barrier = False  # a slot is due behind which nothing is read
         self._out: list[bytes] = []
-        self.half_closed = False
         self._reading_paused = False  # for one of the reasons of _set_reading()
         self._writing_paused = False  # the client does not take our replies
         self._backend_paused = False  # the backend does not take the body
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
         self._message_until_s = NEVER  # when all of the message must have come
 
     # -- transport callbacks -----------------------------------------------------------------------

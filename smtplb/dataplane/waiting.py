@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from smtplb.dataplane.deadlines import NEVER, Deadlines
+from smtplb.dataplane.deadlines import Deadlines, Waiter
 
 
 class Waiting(Protocol):
@@ -25,16 +25,15 @@ class Waiting(Protocol):
     def waited_too_long(self) -> None: ...
 
 
-class Place:
+class Place(Waiter):
     """A place in a queue, with its deadline."""
 
-    __slots__ = ("_queue", "deadline_bucket", "deadline_s", "who")
+    __slots__ = ("_queue", "who")
 
     def __init__(self, queue: Queue, who: Waiting) -> None:
+        super().__init__()
         self._queue = queue
         self.who = who
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     def deadline_passed(self, now: float) -> None:
         self._queue.leave(self)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from smtplb.dataplane.backend import Backend
 from smtplb.dataplane.certificates import reload_client_contexts
 from smtplb.dataplane.context import ListenerContext, ListenerCounters
-from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
+from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines, Waiter
 from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.replay import ReplayBudget
 from smtplb.dataplane.router import Router
@@ -42,7 +42,7 @@ PULSE_S = 0.5  # how often the control plane hears of answered attempts
 QUITTING_WITHIN_S = 5.0  # on stop, for backends to answer QUIT
 
 
-class Worker:
+class Worker(Waiter):
     """See the module. `sockets` are bound and listening, by listener name. Accepts from its first snapshot on."""
 
     def __init__(
@@ -55,6 +55,7 @@ class Worker:
         affinity: Affinity | None = None,
     ) -> None:
         """`scoreboard` and `affinity` are shared with other workers; None: there are none."""
+        super().__init__()
         self._loop = loop
         self._deadlines = deadlines
         self._send = send
@@ -74,8 +75,6 @@ class Worker:
         self._drained_told = False
         self._quitting_until_s: float | None = None  # QUIT was said to all
         self._cut_at_s = NEVER
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     def receive(self, message: ToWorker) -> None:
         """The one way in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smtplb.dataplane import deadlines
 from smtplb.dataplane.deadlines import NEVER, TICK_S, Deadlines
 from tests.dataplane.fakes import NO_TIMER
 from tests.dataplane.harness import Client, FakeStage
@@ -182,12 +183,11 @@ def test_who_waits_in_the_body_for_a_new_attempt_hears_in_time() -> None:
 # -- the wheel itself ----------------------------------------------------------------------------------
 
 
-class Waiter:
+class Waiter(deadlines.Waiter):
     def __init__(self, wheel: Deadlines) -> None:
+        super().__init__()
         self.wheel = wheel
         self.told: list[float] = []
-        self.deadline_s = NEVER
-        self.deadline_bucket = 0
 
     def deadline_passed(self, now: float) -> None:
         self.told.append(now)

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.backend import Backend, Seeker
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, Owner, State
 from smtplb.dataplane.deadlines import Deadlines
@@ -123,14 +123,13 @@ class FakeConnection:
             self.owner.connection_expired(cast("Connection", self))
 
 
-class Txn:
+class Txn(Seeker):
     """A transaction, as far as leases go: what course.py and attempt.py do about them, and nothing else."""
 
     def __init__(self, machine: Machine, binding: Binding, *, auth: bool = False) -> None:
+        super().__init__(binding, wants_fresh=auth)
         self.machine = machine
-        self.binding = binding
         self.auth = auth
-        self.wants_fresh = auth
         self.search = Search(machine.target, binding, 3, frozenset(), 0, None)
         self.backend: Backend | None = None  # where it seeks or has a lease
         self.connection: FakeConnection | None = None

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from smtplb.dataplane.backend import Backend
+from smtplb.dataplane.backend import Backend, Seeker
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, State
 from smtplb.dataplane.deadlines import Deadlines
@@ -26,13 +26,11 @@ pytestmark = interpreted_only
 KEY = ("p", "a")
 
 
-class Waiter:
+class Waiter(Seeker):
     """Somebody who wants a connection."""
 
-    wants_fresh = False
-
     def __init__(self) -> None:
-        self.binding = Binding(Identity("s"))
+        super().__init__(Binding(Identity("s")), wants_fresh=False)
         self.failures: list[Failure] = []
         self.got: Connection | None = None
 
