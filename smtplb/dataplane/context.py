@@ -59,18 +59,24 @@ class ListenerContext:
         "_size_limit_bytes",
         "_wires",
         "attempts",
+        "body_timeout_s",
         "certificates",
         "counters",
         "greeting_wire",
         "hello_wire",
         "hostname",
+        "idle_timeout_s",
         "in_doubt_remember_s",
+        "judges_recipients",
+        "max_recipients",
         "message_size_limit_bytes",
         "name",
         "offered",
+        "offered_in_clear",
         "refusals",
         "rejects_bare_newline",
         "replay_budget",
+        "routed",
         "router",
         "runtime",
         "settings",
@@ -99,9 +105,15 @@ class ListenerContext:
         self.in_doubt_remember_s = traffic.in_doubt_remember_s
         self.message_size_limit_bytes = settings.limits.message_size_bytes
         self.rejects_bare_newline = settings.bare_newline is BareNewline.REJECT
+        self.idle_timeout_s = settings.limits.idle_timeout_s
+        self.body_timeout_s = settings.limits.body_timeout_s
+        self.max_recipients = settings.limits.recipients
         self.replay_budget = replay_budget
         self.targets = router.reachable(settings.target)
         self._route = router.routes.get(settings.target)
+        # Recipients may go different ways, or be refused by a rule; or by the relay guard.
+        self.routed = self._route is not None
+        self.judges_recipients = self.routed or settings.accept is not None
         self.successor: ListenerContext | None = None
         self.certificates: FrontCertificates | None = None
         if settings.tls.mode is not FrontTlsMode.OFF:
@@ -115,6 +127,7 @@ class ListenerContext:
         self._size_limit_bytes: int | None = None
         self._wires: dict[tuple[bool, bool, bool], bytes] = {}
         self.offered: frozenset[bytes] = frozenset()
+        self.offered_in_clear: frozenset[bytes] = frozenset()
         self.refresh()
         self.counters = counters if counters is not None else ListenerCounters()
         self.refusals = self.counters.refusals
@@ -127,11 +140,6 @@ class ListenerContext:
         that takes connections (design 4.8: those are tried all the same). Where nobody even listens, clients do better
         to try their next MX at once."""
         return any(target.usable or target.worth_a_try for target in self.targets)
-
-    @property
-    def routed(self) -> bool:
-        """Recipients may go different ways, or be refused by a rule."""
-        return self._route is not None
 
     def decide(self, facts: Facts) -> Target | RefuseReply:
         """Where a recipient's mail goes, by the routes that there were when these settings were made."""
@@ -148,6 +156,7 @@ class ListenerContext:
         self._mechanisms = common_mechanisms(offers) if self.settings.auth is AuthMode.RELAY else []
         if self._mechanisms:
             self.offered |= {b"AUTH"}
+        self.offered_in_clear = self.offered - {b"REQUIRETLS"}
         limits = [limit for limit in (self.message_size_limit_bytes, size_limit(offers)) if limit is not None]
         self._size_limit_bytes = min(limits) if limits else None
         self._wires.clear()
@@ -160,7 +169,7 @@ class ListenerContext:
         key = (tls, authenticated, xclient)
         wire = self._wires.get(key)
         if wire is None:
-            offered = self.offered if tls else self.offered - {b"REQUIRETLS"}
+            offered = self.offered if tls else self.offered_in_clear
             wire = self._wires[key] = ehlo_reply(
                 self._hostname,
                 offered,

@@ -164,11 +164,11 @@ class Course(Trial):
     @property
     def size_bytes(self) -> int:
         """As declared with SIZE=; 0 if it was not."""
-        return int(self.parameters.get(b"SIZE") or 0)
+        return int(self.parameters.get(b"SIZE") or 0) if self.parameters else 0
 
     @property
     def declared_binary(self) -> bool:
-        return (self.parameters.get(b"BODY") or b"").upper() == b"BINARYMIME"
+        return bool(self.parameters) and (self.parameters.get(b"BODY") or b"").upper() == b"BINARYMIME"
 
     @property
     def target(self) -> Target | None:

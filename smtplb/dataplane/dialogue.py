@@ -461,7 +461,7 @@ class Dialogue:
         if self._context.successor is not None and not self._channel.take_up():
             return
         context, channel = self._context, self._channel
-        offered = context.offered if channel.tls else context.offered - {b"REQUIRETLS"}
+        offered = context.offered if channel.tls else context.offered_in_clear
         parsed = parse_mail(argument, offered)
         if isinstance(parsed, SyntaxFault):
             channel.refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_SENDER))
@@ -490,9 +490,9 @@ class Dialogue:
             channel.refuse(_FAULT_REFUSALS.get(parsed, Refusal.BAD_RECIPIENT))
             return
         path, parameters = parsed
-        limits = self._context.settings.limits
+        most = self._context.max_recipients
         taken = len(transaction.recipients) - transaction.refused
-        if taken >= limits.recipients or transaction.refused >= limits.recipients + MAX_REFUSED_RECIPIENTS:
+        if taken >= most or transaction.refused >= most + MAX_REFUSED_RECIPIENTS:
             self._deny(transaction, path, Refusal.TOO_MANY_RECIPIENTS)
         elif not channel.takes_recipient():
             self._deny(transaction, path, Refusal.TOO_MANY_RCPTS_A_MINUTE)
@@ -501,10 +501,9 @@ class Dialogue:
 
     def _guard_and_route(self, transaction: Transaction, path: bytes, parameters: Parameters) -> None:
         context, channel = self._context, self._channel
-        settings = context.settings
-        if settings.accept is not None or context.routed:
+        if context.judges_recipients:
             facts = self._facts(transaction.sender, path, transaction.size_bytes)
-            if not routing.accepts(settings.accept, facts):
+            if not routing.accepts(context.settings.accept, facts):
                 self._deny(transaction, path, Refusal.NOT_ACCEPTED)
                 return
             where = context.decide(facts)

@@ -26,6 +26,10 @@ from smtplb.policy.refusal import READY_FOR_TLS, Refusal
 from smtplb.policy.routing import ClientAddress, matches_network
 from smtplb.settings import FrontTlsMode
 from smtplb.smtp.proxy_header import Malformed, read_header
+from smtplb.smtp.scan import line_end
+
+# Functions from outside what is compiled are looked up by name each time: here once.
+_line_end: Final = line_end
 
 MAX_HELD_BYTES: Final = 64 * 1024  # input kept while a reply is due; then the socket is not read
 MAX_SLOTS: Final = 1000  # replies due at once; more pipelined RCPTs wait in the input
@@ -448,7 +452,7 @@ class Session(Channel):
                 # Refused, and the client did not wait for it: what it takes for content would be commands (RFC 2920 3.1).
                 self.close_with(Refusal.OUT_OF_TURN)
                 return
-            end = data.find(b"\n", at)
+            end = _line_end(data, at)
             if end < 0:
                 if len(data) - at >= dialogue.max_line_bytes:
                     self._skipped = self._skipped or data[at : at + 8]
@@ -595,13 +599,13 @@ class Session(Channel):
 
     def _expect_input(self) -> None:
         """The client has idle_timeout for its next command, or more of its message; body_timeout for all of the message."""
-        limits = self._context.settings.limits
-        deadlines = self._context.runtime.deadlines
+        context = self._context
+        deadlines = context.runtime.deadlines
         now = deadlines.clock()
-        until_s = now + limits.idle_timeout_s
+        until_s = now + context.idle_timeout_s
         if self._dialogue.in_message:
             if self._message_until_s == NEVER:
-                self._message_until_s = now + limits.body_timeout_s
+                self._message_until_s = now + context.body_timeout_s
             until_s = min(until_s, self._message_until_s)
         else:
             self._message_until_s = NEVER

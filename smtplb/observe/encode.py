@@ -13,6 +13,9 @@ from typing import Final
 
 from smtplb.smtp.scan import is_plain
 
+# Functions from outside what is compiled are looked up by name each time: here once.
+_is_plain: Final = is_plain
+
 MAX_FIELD: Final = 1024  # of one field, then "...". A reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 
 # A backslash is escaped too, so that what was said can be read back without doubt.
@@ -28,21 +31,21 @@ def octets(raw: bytes) -> str:
     if len(raw) > MAX_FIELD:
         return octets(raw[:MAX_FIELD]) + "..."
     said = raw.decode("latin-1")
-    return said if is_plain(raw) else said.translate(_OCTETS)
+    return said if _is_plain(raw) else said.translate(_OCTETS)
 
 
 def words(text: str, limit: int = MAX_FIELD) -> str:
     """Printable Unicode; else \\xNN, \\uNNNN or \\UNNNNNNNN. A backslash stays: most of this is ours."""
     if len(text) > limit:
         return words(text[:limit], limit) + "..."
-    if is_plain(text) or text.isprintable():
+    if _is_plain(text) or text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escape(ord(char)) for char in text)
 
 
 def in_json(said: str) -> str:
     """What octets() or words() gave, as it stands between the quotes of a JSON string."""
-    return said if is_plain(said) else said.replace("\\", "\\\\").replace('"', '\\"')
+    return said if _is_plain(said) else said.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _escape(point: int) -> str:

@@ -162,10 +162,28 @@ static PyObject *plain_path(PyObject *module, PyObject *argument)
     return PyBytes_FromStringAndSize((const char *)start + 1, at - start - 1);
 }
 
+static PyObject *line_end(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_Check(given[0]) || !PyLong_Check(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "bytes and a place expected");
+        return NULL;
+    }
+    Py_ssize_t from = PyLong_AsSsize_t(given[1]), size = PyBytes_GET_SIZE(given[0]);
+    if (from < 0 || from > size) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "a place outside");
+        }
+        return NULL;
+    }
+    const char *start = PyBytes_AS_STRING(given[0]), *found = memchr(start + from, '\n', size - from);
+    return PyLong_FromSsize_t(found != NULL ? found - start : -1);
+}
+
 static PyMethodDef methods[] = {
     {"find_end", find_end, METH_O, NULL},
     {"is_lawful", is_lawful, METH_O, NULL},
     {"is_plain", is_plain, METH_O, NULL},
+    {"line_end", (PyCFunction)(void (*)(void))line_end, METH_FASTCALL, NULL},
     {"plain_path", plain_path, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

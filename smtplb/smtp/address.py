@@ -13,6 +13,9 @@ from typing import Final
 
 from smtplb.smtp.scan import plain_path
 
+# Functions from outside what is compiled are looked up by name each time: here once.
+_plain_path: Final = plain_path
+
 MAX_PATH_BYTES: Final = (
     512  # without brackets. RFC 5321 4.5.3.1.3: 256; source routes and BATV/SRS are longer in practice
 )
@@ -36,7 +39,7 @@ def parse_path(argument: bytes) -> tuple[bytes, bytes] | None:
 
     A blank before the path and missing brackets are taken, as Postfix and Exim do; an empty path needs its brackets.
     """
-    plain = plain_path(argument)  # nearly all mail; _BRACKETED says the same of it
+    plain = _plain_path(argument)  # nearly all mail; _BRACKETED says the same of it
     if plain is not None:
         return (plain, argument[len(plain) + 2 :]) if len(plain) <= MAX_PATH_BYTES else None
     found = _BRACKETED.match(argument) or _UNBRACKETED.match(argument)

@@ -14,6 +14,10 @@ from typing import Final
 
 from smtplb.smtp.scan import find_end, is_lawful
 
+# Functions from outside what is compiled are looked up by name each time: here once.
+_find_end: Final = find_end
+_is_lawful: Final = is_lawful
+
 TERMINATOR: Final = b".\r\n"  # behind the CRLF of the last line
 
 _MIDDLE, _AFTER_CRLF, _AFTER_LF = 0, 1, 2
@@ -47,7 +51,7 @@ class BodyReader:
         if self._line_start == _AFTER_CRLF and work.startswith(TERMINATOR):
             self.ended, end, rest = True, 0, work[3:]
         else:
-            end = find_end(work)
+            end = _find_end(work)
             if end >= 0:
                 self.ended, end, rest = True, end + 2, work[end + 5 :]
             else:
@@ -57,7 +61,7 @@ class BodyReader:
         self.raw_bytes += len(segment)
         if not segment:
             return b"", rest
-        if is_lawful(segment):
+        if _is_lawful(segment):
             # CRLF dot CRLF is cut off above; a lone dot between a bare LF before and a CRLF here is not.
             if self._line_start == _AFTER_LF and segment.startswith(TERMINATOR):
                 self.lawless = True

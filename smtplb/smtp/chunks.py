@@ -8,7 +8,14 @@ no CRLF.CRLF.
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtplb.smtp.scan import is_lawful
+
+# Functions from outside what is compiled are looked up by name each time: here once.
+_is_lawful: Final = is_lawful
+
+_RECEIVED: Final = b"\r\nreceived:"
 
 
 class ChunkReader:
@@ -31,7 +38,7 @@ class ChunkReader:
         self._held_cr = work.endswith(b"\r")
         if self._held_cr:
             work = work[:-1]
-        if is_lawful(work):
+        if _is_lawful(work):
             return work
         self.lawless = True
         lines = work.replace(b"\0", b" ").replace(b"\r\n", b"\n").replace(b"\r", b" ")
@@ -90,10 +97,16 @@ class ReceivedCounter:
             self._done = True
             work = work[:end]
         work = work.lower()
-        self.total += work.count(b"\r\nreceived:")
-        self.own += work.count(self._by_us)
+        self.total += work.count(_RECEIVED)
+        seen = self.total > 0  # our words count in such a line only
+        if seen:
+            self.own += work.count(self._by_us)
+        if self._done:
+            self._tail = b""
+            return
         # Overlap so that what lies across two pieces is seen, short enough that nothing is seen twice.
-        keep = max(len(b"\r\nreceived:"), len(self._by_us)) - 1
-        self._tail = work[-keep:] if not self._done else b""
-        self.total -= self._tail.count(b"\r\nreceived:")
-        self.own -= self._tail.count(self._by_us)
+        keep = max(len(_RECEIVED), len(self._by_us)) - 1
+        self._tail = work[-keep:]
+        self.total -= self._tail.count(_RECEIVED)
+        if seen:
+            self.own -= self._tail.count(self._by_us)

@@ -10,6 +10,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from smtplb.smtp.scan import line_end
+
+# Functions from outside what is compiled are looked up by name each time: here once.
+_line_end: Final = line_end
+
 # Incl. CRLF. RFC 5321 4.5.3.1.5: 512; Exim and Exchange exceed it; RFC 4954 4: a challenge behind "334 " has up to 12288.
 MAX_REPLY_LINE_BYTES: Final = 12288 + 6
 MAX_REPLY_BYTES: Final = 65536  # all lines of one reply
@@ -136,7 +141,7 @@ class ReplyReader:
             buffer, at = self._buffer, self._at
             if at == len(buffer):  # most of the time: all that came was looked at
                 return None
-            end = buffer.find(b"\n", at)
+            end = _line_end(buffer, at)
             if end < 0:
                 held = len(buffer) - at
                 if held >= MAX_REPLY_LINE_BYTES or (held >= 4 and not _BEGINNING.match(buffer, at)):

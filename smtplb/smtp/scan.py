@@ -42,18 +42,20 @@ def plain_path(argument: bytes) -> bytes | None:
     return found[1] if found is not None else None
 
 
-in_python = (
-    find_end,
-    is_lawful,
-    is_plain,
-    plain_path,
-)  # for tests, which hold the two forms against each other
+def line_end(data: bytes, at: int) -> int:
+    """Where the next LF stands, from `at` on (0 to len(data)); -1: there is none."""
+    return data.find(b"\n", at)
+
+
+# For tests, which hold the two forms against each other.
+in_python = (find_end, is_lawful, is_plain, plain_path, line_end)
 
 try:
     from smtplb.smtp._scan import (  # type: ignore[import-not-found,no-redef,unused-ignore]
         find_end,
         is_lawful,
         is_plain,
+        line_end,
         plain_path,
     )
 except ImportError:  # not compiled

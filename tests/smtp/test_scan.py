@@ -13,7 +13,7 @@ from smtplb.smtp.address import _BRACKETED
 
 FORMS = {
     "python": scan.in_python,
-    "in use": (scan.find_end, scan.is_lawful, scan.is_plain, scan.plain_path),
+    "in use": (scan.find_end, scan.is_lawful, scan.is_plain, scan.plain_path, scan.line_end),
 }  # in a compiled wheel the second is C
 TEXT = st.lists(
     st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"\r\n.\r\n", b"\xff", b"y" * 100])
@@ -139,8 +139,15 @@ def test_what_is_a_plain_path(form: str, argument: bytes, path: bytes | None) ->
 
 
 @both
+@given(data=TEXT, share=st.floats(0, 1))
+def test_a_line_ends_at_the_next_lf(form: str, data: bytes, share: float) -> None:
+    at = round(share * len(data))
+    assert FORMS[form][4](data, at) == next((n for n in range(at, len(data)) if data[n] == 0x0A), -1)
+
+
+@both
 def test_only_octets_and_text_are_taken(form: str) -> None:
     functions: tuple[Any, ...] = FORMS[form]
     for function in functions:
         with pytest.raises((TypeError, AttributeError)):
-            function(1)
+            function(*([1] * (2 if function.__name__ == "line_end" else 1)))
