@@ -33,6 +33,7 @@ from tests.lab import (
     wait_until,
 )
 from tests.lab.fixtures import Lab
+from tests.lab.ports import _diagnosed, _tabled
 from tests.lab.process import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,3 +359,27 @@ def test_free_ports_differ_and_are_above_privileged_ones() -> None:
     ports = free_ports(50)
     assert len(set(ports)) == 50
     assert min(ports) > 2500
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+@pytest.mark.parametrize("ask", [is_listening, _tabled])
+def test_who_listens_is_seen_and_who_is_bound_or_connected_is_not(
+    ask: Callable[[int], bool], address: str
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server, socket.socket(family) as client:
+        server.bind((address, 0))
+        port = server.getsockname()[1]
+        assert not ask(port)
+        server.listen()
+        assert ask(port)
+        client.connect((("::1" if ":" in address else "127.0.0.1"), port))
+        assert not ask(client.getsockname()[1])
+    assert not ask(port)
+
+
+def test_the_kernel_is_asked_for_listeners_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert _diagnosed(port, socket.AF_INET)
+        assert not _diagnosed(port, socket.AF_INET6)
