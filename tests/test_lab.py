@@ -368,7 +368,10 @@ def test_who_listens_is_seen_and_who_is_bound_or_connected_is_not(
 ) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as server, socket.socket(family) as client:
-        server.bind((address, 0))
+        try:
+            server.bind((address, 0))
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
         port = server.getsockname()[1]
         assert not ask(port)
         server.listen()
