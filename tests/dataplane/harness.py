@@ -23,7 +23,8 @@ from tests.dataplane.mta import OFFERS, ModelMta
 from tests.dataplane.parties import Answering, Party, Peer, Site
 from tests.dataplane.setup import Setup
 
-LONG_S = 1000.0  # beyond every timeout of the default settings
+LONG_S = 1100.0  # beyond every timeout of the default settings
+STEP_S = 1.0
 
 
 class Record:
@@ -263,16 +264,17 @@ class FakeStage:
         assert not broken, broken
 
     def finish(self) -> None:
-        """Every client goes, time passes: nothing may be left of anything."""
+        """Every client goes, time passes until nobody waits for anything: nothing may be left of anything."""
         self.check()
         for wire in self.wires:
             if isinstance(wire.peer, Party) and wire.transport is not None and not wire.transport.lost:
                 wire.unstall()
                 wire.reset()
         self.loop.settle()
-        self.clock(100.0)
-        if self._who_waits():
-            self.clock(LONG_S)
+        end = self.loop.now + LONG_S
+        self.clock(STEP_S)  # at least two pulses of the worker
+        while self._who_waits() and self.loop.now < end:
+            self.clock(STEP_S)
         self.check()
         assert not self.listener.sessions
         router = self.worker._router
