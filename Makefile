@@ -7,9 +7,12 @@ RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
 REQUIRES := pyproject.toml scripts/venv
 
-# What has the machine to itself: real servers, and tests that measure. All others share its cores.
-ALONE := (mta or measured)
+# Tests that measure have the machine to themselves. Those with real servers share it two at a time, all others as many as it has
+# cores.
+ALONE := measured
+REAL := mta
 TOGETHER := -n auto --dist worksteal
+IN_TWO := -n 2 --dist worksteal
 
 .PHONY: help demo test compiled lint types unit fuzz soak bench format mtas clean
 .DEFAULT_GOAL := help
@@ -22,19 +25,20 @@ demo: $(RUN)  ## install into .venv and show the main job on embedded backends
 	.venv/bin/smtplb demo
 
 test: $(DEV) mtas lint types  ## everything: environment, mail servers (as root on Debian), lint, types, all tests
-	$(PYTEST) $(TOGETHER) --hypothesis-profile=ci -m "not $(ALONE) and not slow"
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=ci -m "not $(REAL) and not $(ALONE) and not slow"
+	$(PYTEST) $(IN_TWO) --hypothesis-profile=ci -m "$(REAL) and not $(ALONE) and not slow"
 	$(PYTEST) --hypothesis-profile=ci -m "$(ALONE) and not slow"
 
 compiled: $(DEV)  ## build the way of a message as C extensions (needs gcc and Python headers) and test them
 	scripts/compiled build
 	scripts/compiled test $(TOGETHER) --hypothesis-profile=dev tests/smtp tests/policy tests/dataplane tests/protocol tests/failover \
-		-m "not $(ALONE) and not slow"
+		-m "not $(REAL) and not $(ALONE) and not slow"
 
 unit: $(DEV)  ## the tests that need no real mail server, with fewer examples: a minute
-	$(PYTEST) $(TOGETHER) --hypothesis-profile=dev -m "not $(ALONE) and not slow"
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=dev -m "not $(REAL) and not $(ALONE) and not slow"
 
 fuzz: $(DEV)  ## laws and campaigns with 50 times the examples and seeds, drawn anew each time: an hour or more
-	$(PYTEST) $(TOGETHER) --hypothesis-profile=fuzz -m "(hypothesis or campaign) and not $(ALONE)" -o faulthandler_timeout=0
+	$(PYTEST) $(TOGETHER) --hypothesis-profile=fuzz -m "(hypothesis or campaign) and not $(REAL) and not $(ALONE)" -o faulthandler_timeout=0
 
 soak: $(DEV) mtas  ## the long forms of tests with real mail servers, then half an hour of load: is memory flat?
 	$(PYTEST) -m slow

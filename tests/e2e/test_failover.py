@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from tests.e2e.balancer import (
     CHECK_TIMEOUT_S,
     FALL,
@@ -20,6 +22,8 @@ from tests.e2e.client import Traffic, copies, new_message_id, session, settle, u
 from tests.e2e.conftest import Begin
 from tests.lab import Postfix
 from tests.lab.fixtures import Lab
+
+pytestmark = pytest.mark.measured
 
 DOWN_WITHIN_S = INTERVAL_S + FALL * CHECK_TIMEOUT_S + (FALL - 1) * FAST_INTERVAL_S
 UP_WITHIN_S = INTERVAL_S + (RISE + 1) * CHECK_TIMEOUT_S + (RISE - 1) * FAST_INTERVAL_S

@@ -53,6 +53,7 @@ def sessions_of(pid: int, balancer: Smtplb) -> int:
     return sockets_of(pid, balancer.port, ESTABLISHED)
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("workers", [2, WORKERS])
 async def test_killed_under_load(lab: Lab, workers: int) -> None:
     servers: list[Mta] = [await asyncio.to_thread(lab.start, Postfix(f"mx{number}")) for number in (1, 2)]

@@ -72,6 +72,7 @@ async def greylist() -> AsyncIterator[Greylist]:
         await policy.end()
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_no_message_has_to_come_a_third_time(lab: Lab, begin: Begin, workers: int) -> None:
     """Two Postfix, each with a greylist of its own; senders from networks of their own, in several sessions."""
