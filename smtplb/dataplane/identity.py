@@ -44,9 +44,11 @@ def read_address(host: str) -> tuple[ClientAddress, str]:
 class Identity:
     """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
 
-    __slots__ = (*_FACTS, "_text", "_text_is_of")
+    __slots__ = (*_FACTS, "_head", "_head_is_of", "_text", "_text_is_of")
 
     def __init__(self, session_id: str) -> None:
+        self._head = b""  # of the Received line, and the facts that it was made from
+        self._head_is_of: tuple[object, ...] = ()
         self._text = ""  # of the address that it was made from
         self._text_is_of: ClientAddress | None = None
         self.session_id = session_id
@@ -150,17 +152,27 @@ class Identity:
 
     def received_line(self, hostname: str, transaction_id: str, date: str) -> bytes:
         """RFC 5321 4.4. HELO is the client's word: only what RFC 5321 calls a domain or address literal is repeated."""
+        return b"%s%s;\r\n\t%s\r\n" % (
+            self._received_head(hostname),
+            transaction_id.encode("ascii"),
+            date.encode("ascii"),
+        )
+
+    def _received_head(self, hostname: str) -> bytes:
+        """All that is the same for every message of a session, until one of the facts in it changes."""
+        authenticated = bool(self.login) or self.authenticated
+        key = (self.helo, self.client, self.esmtp, self.tls_version, authenticated, hostname)
+        if self._head and key == self._head_is_of:
+            return self._head
         helo = self.helo.decode("ascii", "replace")
         said = helo if _TELLABLE.match(helo) else "unknown"
         address = self.client_text
         literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
         protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
-        protocol += "A" if (self.login or self.authenticated) and self.esmtp else ""
-        return (
-            f"Received: from {said} ({literal})\r\n"
-            f"\tby {hostname} (smtplb) with {protocol} id {transaction_id};\r\n"
-            f"\t{date}\r\n"
-        ).encode("ascii")
+        protocol += "A" if authenticated and self.esmtp else ""
+        head = f"Received: from {said} ({literal})\r\n\tby {hostname} (smtplb) with {protocol} id "
+        self._head_is_of, self._head = key, head.encode("ascii")
+        return self._head
 
     def take_proxy(self, header: ProxyHeader) -> None:
         """What a trusted front's PROXY header says; LOCAL and UNKNOWN say nothing."""
