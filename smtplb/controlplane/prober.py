@@ -40,6 +40,12 @@ CLEAR_AFTER_FAILED_TLS_S = 600.0
 class ProbeConnection(verdict.ProbeConnection, Protocol):
     """What a probe does with a connection, besides looking at it."""
 
+    when_gone: Callable[[], None] | None
+
+    @property
+    def leaving(self) -> bool:
+        """It did not come up, and waits for the answer to its QUIT; when_gone is called behind that."""
+
     def open(self, loop: asyncio.AbstractEventLoop) -> None: ...
     def quit(self) -> None: ...
     def abort(self) -> None: ...
@@ -109,6 +115,9 @@ class Subject:
                 self.prober.once_more_in_clear(self)
                 return
             self.prober.verdict(self, verdict.failed(self.settings, connection, failure, self._duration_s))
+            if connection.leaving:
+                self.prober.leaves_by_itself(self)
+                return
         self.prober.connection_is_over(self)
 
     def connection_closed(self, connection: ProbeConnection) -> None:
@@ -290,6 +299,7 @@ class Prober:
         for subject in [*self._subjects.values(), *self._leaving]:
             subject.wanted = False
             if subject.connection is not None:
+                subject.connection.when_gone = None
                 subject.connection.abort()
                 subject.connection = None
             self._move(subject, Stage.REST)
@@ -327,6 +337,12 @@ class Prober:
         assert subject.connection is not None
         self._move(subject, Stage.CLOSING)
         subject.connection.quit()
+
+    def leaves_by_itself(self, subject: Subject) -> None:
+        """It was refused while it came up and has said QUIT: its place is taken until the backend is rid of it."""
+        assert subject.connection is not None
+        self._move(subject, Stage.CLOSING)
+        subject.connection.when_gone = lambda: self.connection_is_over(subject)
 
     def time_is_over(self, subject: Subject) -> None:
         connection = subject.connection

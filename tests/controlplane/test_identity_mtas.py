@@ -5,7 +5,6 @@ does not pass says why.
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from smtplb.controlplane import certificate_watch
 from smtplb.controlplane.prober import Prober
 from smtplb.controlplane.registry import CheckResult
 from smtplb.controlplane.supervisor import Supervisor
-from smtplb.controlplane.verdict import CheckConnection
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.observe.events import BackendChanged, Event
 from smtplb.settings import (
@@ -40,17 +38,6 @@ ROUNDS = 4
 PROXY_MODES = [IdentityMode.PROXY_V1, IdentityMode.PROXY_V2]
 XCLIENT, XFORWARD = IdentityMode.XCLIENT, IdentityMode.XFORWARD
 LACKS_PROXY = "identity: does not take the PROXY header"
-
-
-async def all_have_left() -> None:
-    """Checks that were refused while they came up: they have their result, and nobody else waits for the answer to their QUIT.
-    The loop of a test must not end before it.
-    """
-
-    def none_is_leaving() -> bool:
-        return not any(isinstance(each, CheckConnection) and each.leaving for each in gc.get_objects())
-
-    await asyncio.to_thread(wait_until, none_is_leaving, "all checks have left")
 
 
 async def checked(*backends: BackendSettings, rounds: int = ROUNDS) -> list[CheckResult]:
@@ -76,8 +63,6 @@ async def checked(*backends: BackendSettings, rounds: int = ROUNDS) -> list[Chec
     async with asyncio.timeout(30):
         await enough.wait()
     await prober.stop(10)
-    # Who was refused while it came up has a result, and still waits for the answer to its QUIT.
-    await all_have_left()
     deadlines.close()
     return [result for results in found.values() for result in results]
 
@@ -257,7 +242,6 @@ async def balancer(*backends: BackendSettings) -> AsyncIterator[tuple[Supervisor
         yield supervisor, events
     finally:
         await supervisor.stop(0)
-        await all_have_left()
 
 
 async def test_a_backend_that_does_not_offer_xclient_gets_no_mail_and_status_says_why(lab: Lab) -> None:

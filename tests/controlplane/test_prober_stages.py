@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -39,7 +40,8 @@ class Puppet:
         self.offered = Capabilities()
         self.tls_version = ""
         self.certificate: bytes | None = None
-        self.opened = self.quitting = self.ended = False
+        self.opened = self.quitting = self.ended = self.leaving = False
+        self.when_gone: Callable[[], None] | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         assert not self.opened
@@ -80,6 +82,18 @@ class Puppet:
     ) -> None:
         self.stage.ended(self)
         self.owner.connection_failed(self, Failure(phase, reason, detail, reply))
+
+    def refuse(self) -> None:
+        """The backend's greeting is an error: QUIT was said, and is not answered yet."""
+        self.leaving = True
+        self.owner.connection_failed(
+            self, Failure(Phase.GREETING, Reason.GREETING, b"554 no", Reply(554, [b"no"]))
+        )
+
+    def gone(self) -> None:
+        self.stage.ended(self)
+        assert self.when_gone is not None
+        self.when_gone()
 
     def close(self) -> None:
         self.stage.ended(self)
@@ -343,6 +357,28 @@ class TestStop:
         probing.clock.go(100)
         assert probing.count == 2
 
+    async def test_a_probe_that_was_refused_has_a_result_and_is_waited_for(self) -> None:
+        """Its QUIT is on its way: an end before the 221 is a lost connection in the backend's log."""
+        probing = Probing(*many(2)).start()
+        refused, other = probing.live
+        refused.refuse()
+        other.fail()
+        assert len(probing.results) == 2
+        stopping = asyncio.ensure_future(probing.prober.stop(60))
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        refused.gone()
+        await stopping
+        assert probing.prober.held == 0
+
+    async def test_a_probe_that_was_refused_is_cut_like_any_other(self) -> None:
+        probing = Probing(A).start()
+        probing.only.refuse()
+        puppet = probing.only
+        await probing.prober.stop(0.01)
+        assert puppet.ended
+        assert puppet.when_gone is None
+
     async def test_what_has_not_ended_in_time_is_cut(self) -> None:
         probing = Probing(*many(3)).start()
         await probing.prober.stop(0.01)
@@ -351,7 +387,9 @@ class TestStop:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["ready", "fail", "close", "go", "aside", "back"]), st.integers(0, 7)),
+    st.tuples(
+        st.sampled_from(["ready", "fail", "refuse", "close", "go", "aside", "back"]), st.integers(0, 7)
+    ),
     max_size=80,
 )
 
@@ -366,10 +404,14 @@ def test_law_whatever_happens_one_probe_for_a_backend_and_no_more_than_the_limit
         key = backends[number].key
         puppet = probing.live[number % len(probing.live)] if probing.live else None
         match what:
-            case "ready" if puppet and not puppet.quitting:
+            case "ready" if puppet and not puppet.quitting and not puppet.leaving:
                 puppet.ready()
-            case "fail" if puppet and not puppet.quitting:
+            case "fail" if puppet and not puppet.quitting and not puppet.leaving:
                 puppet.fail()
+            case "refuse" if puppet and not puppet.quitting and not puppet.leaving:
+                puppet.refuse()
+            case "close" if puppet and puppet.leaving:
+                puppet.gone()
             case "close" if puppet and puppet.quitting:
                 puppet.close()
             case "go":
