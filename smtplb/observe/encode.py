@@ -43,6 +43,11 @@ def words(text: str, limit: int = MAX_FIELD) -> str:
     return "".join(char if char.isprintable() else _escape(ord(char)) for char in text)
 
 
+def words_in_json(text: str) -> str:
+    """words() as it stands between the quotes of a JSON string."""
+    return text if _is_plain(text) and len(text) <= MAX_FIELD else in_json(words(text))
+
+
 def in_json(said: str) -> str:
     """What octets() or words() gave, as it stands between the quotes of a JSON string."""
     return said if _is_plain(said) else said.replace("\\", "\\\\").replace('"', '\\"')

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from smtplb.observe.encode import People, in_json, octets, words
+from smtplb.observe.encode import People, in_json, octets, words, words_in_json
 from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
 from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
@@ -130,19 +130,19 @@ def transaction_json(event: TransactionEnded, people: People, stamp: str) -> str
     from_whom = "" if sender is None else f'"email.from.address":"{in_json(sender)}",'
     recipient = people.address(event.recipient) if event.recipient else None
     to_whom = "" if recipient is None else f'"email.to.address":"{in_json(recipient)}",'
-    digest = f'"smtplb.digest":"{in_json(words(event.digest))}",' if event.digest else ""
+    digest = f'"smtplb.digest":"{words_in_json(event.digest)}",' if event.digest else ""
     return (
         f'{{"@timestamp":"{stamp}","log.level":"{NAMES[_transaction_level(event)]}",'
         f'"message":"transaction {outcome}: {cause}",{_COMMON_JSON}"event.action":"transaction-ended",'
         f'"event.outcome":"{_ECS_OUTCOMES.get(outcome, "failure")}","event.reason":"{cause}",'
         f'"event.duration":{int(event.duration_s * 1e9)},"smtplb.outcome":"{outcome}",'
-        f'"smtplb.transaction.id":"{in_json(words(event.transaction_id))}",'
-        f'"smtplb.session.id":"{in_json(words(event.session_id))}",'
-        f'"smtplb.listener":"{in_json(words(event.listener))}","client.address":"{in_json(words(event.client))}",'
+        f'"smtplb.transaction.id":"{words_in_json(event.transaction_id)}",'
+        f'"smtplb.session.id":"{words_in_json(event.session_id)}",'
+        f'"smtplb.listener":"{words_in_json(event.listener)}","client.address":"{words_in_json(event.client)}",'
         f'"smtplb.helo":"{in_json(helo)}",{from_whom}{to_whom}'
         f'"smtplb.recipients.accepted":{event.recipients},"smtplb.recipients.refused":{event.recipients_refused},'
-        f'"smtplb.pool":"{in_json(words(event.pool))}","smtplb.backend":"{in_json(words(event.backend))}",'
-        f'"smtplb.phase":"{in_json(words(event.phase))}","smtplb.reply":"{in_json(reply)}",'
+        f'"smtplb.pool":"{words_in_json(event.pool)}","smtplb.backend":"{words_in_json(event.backend)}",'
+        f'"smtplb.phase":"{words_in_json(event.phase)}","smtplb.reply":"{in_json(reply)}",'
         f'"smtplb.message_bytes":{event.message_bytes},"smtplb.attempts":{event.attempts},{digest}'
         f'"smtplb.duration_ms":{int(event.duration_s * 1000)}}}\n'
     )
