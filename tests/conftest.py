@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 import pytest
@@ -58,3 +59,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"skipped although SMTPLB_REQUIRE_MTAS is set: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector stands still: what is left is left for it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +15,6 @@ from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.setup import Setup
 
 KINDS = (Attempt, Course, Dialogue, Relay, Session)
-
-
-@pytest.fixture
-def _no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def alive() -> dict[str, int]:
@@ -40,7 +31,7 @@ def message(client: Client) -> None:
     assert client.take_all()[-1].startswith("250")
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 def test_a_message_leaves_no_cycle() -> None:
     stage = FakeStage(Setup(pools={"p": "A B"}))
     client = stage.client().hello()
@@ -52,7 +43,7 @@ def test_a_message_leaves_no_cycle() -> None:
     stage.finish()
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 def test_a_session_leaves_no_cycle() -> None:
     stage = FakeStage(Setup(pools={"p": "A B"}))
     message(stage.client().hello())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,14 +30,6 @@ MX = "mx.test"
 ROUNDS = 4
 
 
-@pytest.fixture
-def _no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def alive() -> Counter[str]:
     return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, KINDS))
 
@@ -58,7 +49,7 @@ async def one_session(stage: Stage, how: str, *, secured: bool) -> None:
     await until(lambda: not stage.listener.sessions, "the session is over")
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("how", ["quit", "cut"])
 @pytest.mark.parametrize("secured", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
@@ -79,7 +70,7 @@ async def test_sessions_and_connections_go_with_their_last_reference(
         assert alive() == before
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 async def test_handshakes_that_fail_leave_nothing() -> None:
     """In front, where the client speaks no TLS, and behind, where the certificate is of nobody we know."""
     a = Mta("a", *OFFERS, "STARTTLS", tls=certs.server())
