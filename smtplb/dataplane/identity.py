@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from smtplb.policy.routing import ClientAddress
@@ -36,8 +36,10 @@ _TELLABLE: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
 
 @lru_cache(4096)  # most mail comes from few addresses, and reading one costs more than a command
 def read_address(host: str) -> tuple[ClientAddress, str]:
-    """A socket's numeric address, and as str() writes it. A scope is not part of it."""
+    """A socket's numeric address, and as str() writes it. A scope is not part of it. A client that came over IPv4 to a socket
+    for both families is an IPv4 client."""
     address = ip_address(host.partition("%")[0])
+    address = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
     return address, str(address)
 
 

@@ -81,6 +81,7 @@ class Stage:
         replay: dict[str, Any] | None = None,
         attempts: int = 3,
         unix: str = "",
+        dual_stack: bool = False,
     ) -> None:
         self.pools = pools
         self.routes = routes
@@ -89,6 +90,7 @@ class Stage:
         self.attempts = attempts
         self._listener = {"target": pools[0].name, **(listener or {})}
         self._unix = unix
+        self._dual_stack = dual_stack  # an IPv6 socket that takes IPv4 as well, as systemd makes them
         self.messages: list[FromWorker] = []
         self.clients: list[Client] = []
         self.faults: list[str] = []  # exceptions that came out of callbacks
@@ -111,6 +113,11 @@ class Stage:
         if self._unix:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.bind(self._unix)
+            self._socket.listen()
+        elif self._dual_stack:
+            self._socket = socket.socket(socket.AF_INET6)
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self._socket.bind(("::ffff:127.0.0.1", 0))
             self._socket.listen()
         else:
             self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)

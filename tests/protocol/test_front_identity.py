@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smtplb.settings import ClientRules, IdentityMode
+from smtplb.settings import ClientRules, IdentityMode, ReceivedMode
 from smtplb.smtp.proxy_header import build_v1, build_v2, build_v2_local
 from tests.protocol.client import Client, settle
 from tests.protocol.mta import OFFERS, Mta
@@ -366,3 +366,16 @@ async def test_a_new_ehlo_name_is_told_too() -> None:
         assert (await client.message()).startswith("250")
         assert [t.ehlo for t in a.taken] == ["one.test", "one.test", "two.test"]
         assert [t.xclient["HELO"] for t in a.taken] == ["one.test", "one.test", "two.test"]
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_families_is_an_ipv4_client() -> None:
+    """For lists, limits, logs and what backends are told, alike."""
+    a = Mta("a")
+    allowed = ClientRules(allow=(ip_network("127.0.0.0/8"),))
+    async with Stage(
+        pool(a, received=ReceivedMode.ALWAYS), listener={"clients": allowed}, dual_stack=True
+    ) as stage:
+        client = await stage.client()
+        assert (await client.message()).startswith("250")
+        assert [end.client for end in stage.ends] == ["127.0.0.1"]
+        assert b"([127.0.0.1])" in a.taken[0].content
