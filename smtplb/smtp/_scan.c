@@ -8,8 +8,8 @@
 #include <string.h>
 
 /* Loops over a block have no exit in the middle, so that the compiler makes vector code of them; where the processor has wider
- * vectors, these are used. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+ * vectors, these are used (chosen by the dynamic linker of glibc; musl's cannot). */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
 #define WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define WIDE
@@ -113,7 +113,7 @@ static PyObject *is_plain(PyObject *module, PyObject *said)
     const octet *octets;
     Py_ssize_t size;
     if (PyUnicode_Check(said)) {
-        if (!PyUnicode_IS_COMPACT_ASCII(said)) {
+        if (!PyUnicode_IS_ASCII(said)) { /* members of enumerations of strings are not compact */
             Py_RETURN_FALSE;
         }
         octets = PyUnicode_1BYTE_DATA(said);

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtplb.observe.outcomes import TransactionOutcome
 from smtplb.smtp import scan
 from smtplb.smtp.address import _BRACKETED
 
@@ -136,6 +137,11 @@ def test_a_plain_path_is_one_that_the_grammar_reads_alike(form: str, argument: b
 )
 def test_what_is_a_plain_path(form: str, argument: bytes, path: bytes | None) -> None:
     assert FORMS[form][3](argument) == path
+
+
+@both
+def test_words_of_an_enumeration_are_plain(form: str) -> None:
+    assert FORMS[form][2](TransactionOutcome.OK) is True
 
 
 @both
