@@ -1,6 +1,7 @@
 """What the garbage collector is told once a process has started.
 
-Owns its thresholds. A message in clear leaves no cycles (tests/dataplane/test_no_cycles.py), so collecting may be rarer than usual.
+Owns its thresholds. Messages, sessions and connections leave no cycles (test_no_cycles.py of tests/dataplane and tests/protocol),
+so collecting may be rarer than usual.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import gc
 
 # Net new containers before the youngest are looked at; by default 700, which a burst of sessions reaches all the time. Not
-# many more: what a TLS session leaves in a cycle has buffers, and waits for this.
+# many more: a cycle that nobody knows of may hold TLS buffers, and waits for this.
 YOUNGEST = 2_000
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Final
 
 from smtplb.policy.routing import ClientAddress
@@ -38,8 +38,7 @@ _TELLABLE: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
 def read_address(host: str) -> tuple[ClientAddress, str]:
     """A socket's numeric address, and as str() writes it. A scope is not part of it. A client that came over IPv4 to a socket
     for both families is an IPv4 client."""
-    address = ip_address(host.partition("%")[0])
-    address = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+    address = _plain(ip_address(host.partition("%")[0]))
     return address, str(address)
 
 
@@ -178,7 +177,7 @@ class Identity:
 
     def take_proxy(self, header: ProxyHeader) -> None:
         """What a trusted front's PROXY header says; LOCAL and UNKNOWN say nothing."""
-        self.client, self.client_port = _plain(header.source), header.source_port
+        self.client, self.client_port = header.source and _plain(header.source), header.source_port
         if header.destination is not None:
             self.local, self.local_port = _plain(header.destination), header.destination_port
 
@@ -200,9 +199,9 @@ def _address(value: bytes) -> ClientAddress | None:
     return _plain(ip_address(text[5:] if text[:5].upper() == "IPV6:" else text))
 
 
-def _plain(address: ClientAddress | None) -> ClientAddress | None:
+def _plain(address: ClientAddress) -> ClientAddress:
     """An IPv4 address is told, logged and compared as one, also where a front writes it as IPv4-mapped IPv6."""
-    mapped = address.ipv4_mapped if address is not None and address.version == 6 else None
+    mapped = address.ipv4_mapped if address.version == 6 else None
     return mapped if mapped is not None else address
 
 
