@@ -44,6 +44,8 @@ _DATA: Final = Phase.DATA
 _BLOCK: Final = Phase.BLOCK
 _FINAL: Final = Phase.FINAL
 
+_DATA_LINE: Final = b"DATA\r\n"
+
 
 class ReplySlot:
     """The place of one reply in the client's order; filled once (`wire` includes CRLF)."""
@@ -132,6 +134,11 @@ class Trial(ABC):
     def declared_binary(self) -> bool:
         """BODY=BINARYMIME: the message can go by BDAT only."""
 
+    @property
+    @abstractmethod
+    def data_asked(self) -> bool:
+        """The client has said DATA along with RCPT, and nothing was promised to it yet."""
+
     @abstractmethod
     def suits(self, connection: Connection) -> bool:
         """The backend has all that this transaction uses."""
@@ -185,6 +192,7 @@ class Attempt(Seeker):
     __slots__ = (
         "_context",
         "_cut_short",
+        "_data_said",
         "_due",
         "_group",
         "_since_s",
@@ -216,6 +224,7 @@ class Attempt(Seeker):
         self.step = Step.SEEKING
         self._group: list[tuple[object, bytes]] = []  # commands of this turn, not written yet
         self._due = 0  # RCPT replies owed
+        self._data_said = False  # DATA goes out in the same group as RCPT
         self._since_s = 0.0
         self._cut_short = (
             False  # the client's budget bounds the wait for a connection, not the backend's timeouts
@@ -286,6 +295,8 @@ class Attempt(Seeker):
         waiting = [r for r in trial.recipients if r.slot.wire is None or r.accepted]
         group.extend((r, r.line_for(connection)) for r in waiting)
         self._due = len(waiting)
+        if trial.data_asked:
+            self.data_follows()
         self._expect(_MAIL, self.backend.timeouts.mail_s)
 
     def _mail_parameters(self, connection: Connection) -> bytes:
@@ -314,6 +325,16 @@ class Attempt(Seeker):
         self._group.append((recipient, recipient.line_for(self.connection)))
         self._expect(_RCPT, self.backend.timeouts.rcpt_s)
 
+    def data_follows(self) -> None:
+        """The client said DATA without waiting for the answers to RCPT: so do we, where the backend allows it (RFC 2920 3.1).
+
+        begin_body() is called all the same, once the recipients are answered and one was accepted; else the attempt is left.
+        """
+        connection = self.connection
+        if self.step is Step.ENVELOPE and connection is not None and connection.capabilities.pipelining:
+            self._data_said = True
+            self._group.append((Command.DATA, _DATA_LINE))
+
     def flush(self) -> None:
         """The turn is over: write its commands."""
         group, connection = self._group, self.connection
@@ -330,7 +351,7 @@ class Attempt(Seeker):
 
     @property
     def awaits_recipients(self) -> bool:
-        return self.step is Step.SEEKING or self._due > 0
+        return self.step is Step.SEEKING or (self.step is Step.ENVELOPE and self._due > 0)
 
     def begin_body(self) -> None:
         """DATA, or, where client and backend both use chunks, nothing at all: the first BDAT needs no leave (RFC 3030 4.2)."""
@@ -348,7 +369,8 @@ class Attempt(Seeker):
             self._trial.body_wanted(as_chunks=True)
             return
         self.step = Step.DATA
-        connection.send([(Command.DATA, b"DATA\r\n")])
+        if not self._data_said:
+            connection.send([(Command.DATA, _DATA_LINE)])
         self._expect(_DATA, self.backend.timeouts.data_s)
 
     def terminator_leaves(self) -> None:
@@ -374,7 +396,8 @@ class Attempt(Seeker):
     def leave(self, *, closing: bool) -> None:
         """Give the connection up as gently as the step allows; `closing`: it is of no further use.
 
-        Once DATA went out nothing may be completed by accident: abort(), never RSET, QUIT or a dot (design 4.10).
+        Once DATA went out nothing may be completed by accident: abort(), never RSET, QUIT or a dot (design 4.10). While the
+        recipients in front of it are still to be answered, its refusal is likely, and the connection waits for that.
         """
         step, connection = self.step, self.connection
         self.step = Step.OVER

@@ -554,6 +554,9 @@ class Connection(Waiter):
         elif token is None:
             # Spoken to nobody: an idle connection that is being closed (421), or a backend out of step.
             self._fail(Reason.LOST, reply.text_line(), reply)
+        elif token is Command.DATA and reply.code < 400:
+            # DATA had been sent along with RCPT, and its holder left: from here only an end without a dot completes nothing.
+            self._fail(Reason.LOST, reply.text_line(), reply)
         elif self.state is State.RESETTING and not self._fifo and not self._unsent:
             self._cleared()
         if self._unsent and not self._fifo and self.in_step():
@@ -589,9 +592,10 @@ class Connection(Waiter):
             self._write(line)
 
     def _command(self, token: _Own, line: bytes) -> None:
-        """RSET and QUIT may follow what is still due at a backend with PIPELINING; at others they wait."""
+        """RSET and QUIT may follow what is still due at a backend with PIPELINING; at others they wait. Behind DATA they wait
+        everywhere: after a 354 they would be content."""
         self._unsent.append((token, line))
-        if self.capabilities.pipelining:
+        if self.capabilities.pipelining and Command.DATA not in self._fifo:
             while self._unsent:
                 token_due, line_due = self._unsent.popleft()
                 self._fifo.append(token_due)

@@ -171,6 +171,10 @@ class Course(Trial):
         return bool(self.parameters) and (self.parameters.get(b"BODY") or b"").upper() == b"BINARYMIME"
 
     @property
+    def data_asked(self) -> bool:
+        return self._slot is not None and self._relay is None and not self.chunked and not self.accepted
+
+    @property
     def target(self) -> Target | None:
         return self._search.target if self._search is not None else None
 
@@ -231,7 +235,8 @@ class Course(Trial):
             self.binding.sticky = backend
         if self._trace is None and backend.adds_received:
             self._make_trace()
-        budget_s = backend.budget.data_s if self._slot is not None else backend.budget.rcpt_s
+        at_data = self._slot is not None and not self._recipients_due
+        budget_s = backend.budget.data_s if at_data else backend.budget.rcpt_s
         self._attempt = Attempt(
             self._context,
             self,
@@ -241,6 +246,11 @@ class Course(Trial):
             wants_fresh=wants_fresh,
         )
         self._attempt.start()
+
+    @property
+    def _recipients_due(self) -> bool:
+        """The client waits for answers to RCPT, even if it has said DATA as well."""
+        return any(recipient.slot.wire is None for recipient in self.recipients)
 
     def _make_trace(self) -> None:
         """Once, so that a replay sends the same bytes."""
@@ -400,7 +410,10 @@ class Course(Trial):
             self._relay = Relay(self._context.replay_budget, None, chunked=True, binary=True)
             self._slot.fill(b"")
         elif self._slot is not None:
-            self._answer_and_end(wire, "no attempt left")
+            if self.accepted:
+                self._answer_and_end(wire, "no attempt left")
+            else:
+                self.nobody_accepted()
 
     def _refuse(self, recipient: Recipient, wire: bytes) -> None:
         self.refused += 1
@@ -455,12 +468,16 @@ class Course(Trial):
         attempt.budget_end_s = self._asked_s + attempt.backend.budget.rcpt_s
 
     def envelope_answered(self) -> None:
-        """In a replay the client asked for more already."""
-        if self._slot is not None or self._relay is not None:
-            attempt = self._attempt
-            assert attempt is not None
-            attempt.budget_end_s = self._asked_s + attempt.backend.budget.data_s
-            attempt.begin_body()
+        """In a replay, or where it did not wait for these answers, the client has asked for more already."""
+        if self._slot is None and self._relay is None:
+            return
+        if not self.accepted:
+            self.nobody_accepted()
+            return
+        attempt = self._attempt
+        assert attempt is not None
+        attempt.budget_end_s = self._asked_s + attempt.backend.budget.data_s
+        attempt.begin_body()
 
     def body_wanted(self, *, as_chunks: bool) -> None:
         attempt, relay = self._attempt, self._relay
@@ -557,6 +574,10 @@ class Course(Trial):
         )
 
     # -- the transaction's part ---------------------------------------------------------------------
+
+    @abstractmethod
+    def nobody_accepted(self) -> None:
+        """Every RCPT was answered, none with 2xx, and the client has said DATA."""
 
     @abstractmethod
     def final_answered(self, reply: Reply) -> None: ...

@@ -2,8 +2,8 @@
 
 Owns the transport, the stages before the greeting, the input that was not looked at yet, the reply slots, the error count.
 Does not own what commands mean (dialogue.py), a message's way (transaction.py), or admission (listener.py).
-Invariant: replies leave in the order of the commands, one write per turn; while a reply is due, only RCPT lines are looked at,
-and behind DATA and the end of data nothing is; input held meanwhile is bounded.
+Invariant: replies leave in the order of the commands, one write per turn; while a reply is due, only RCPT and DATA lines are
+looked at, and behind DATA and the end of data nothing is; input held meanwhile is bounded.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class Session(Channel):
                 self._proxy_header(data)
             elif self._stage is Stage.DELAY:
                 self.close_with(Refusal.EARLY_TALKER)
-            self._flush()
+            self._flush(grouped=True)
         except Exception as error:
             self._bug(error)
 
@@ -449,6 +449,8 @@ class Session(Channel):
                 read = True
                 continue
             if dialogue.data_asked:
+                if self._slots:
+                    break  # the answers first
                 # Refused, and the client did not wait for it: what it takes for content would be commands (RFC 2920 3.1).
                 self.close_with(Refusal.OUT_OF_TURN)
                 return
@@ -458,8 +460,10 @@ class Session(Channel):
                     self._skipped = self._skipped or data[at : at + 8]
                     at = len(data)
                 break
-            if self._slots and not (len(self._slots) < MAX_SLOTS and data[at : at + 4].upper() == b"RCPT"):
-                break  # only RCPT may follow a RCPT whose reply is due
+            if self._slots and not (
+                len(self._slots) < MAX_SLOTS and data[at : at + 4].upper() in (b"RCPT", b"DATA")
+            ):
+                break  # only these may follow a RCPT whose reply is due
             line = data[at:end]
             at = end + 1
             read = True
@@ -562,8 +566,12 @@ class Session(Channel):
         if self.draining and self._dialogue.transaction is None and not self._slots:
             self.close_with(Refusal.SHUTTING_DOWN)
 
-    def _flush(self) -> None:
-        """The turn is over: one write in each direction."""
+    def _flush(self, *, grouped: bool = False) -> None:
+        """The turn is over: one write in each direction.
+
+        `grouped`: the client has just spoken. If it said all up to DATA at once, it can go on with nothing less than the answer to
+        that, so those before it may wait for the first that a backend gives (RFC 2920 3.2).
+        """
         transport = self._transport
         assert transport is not None
         self._dialogue.flush()
@@ -571,7 +579,7 @@ class Session(Channel):
             # The client hears the answer: what it says from now on it says knowing it.
             self._dialogue.data_asked = False
         out = self._out
-        if out:
+        if out and not (grouped and self._barrier and self._slots and self._dialogue.data_asked):
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if self._goes_on:

@@ -46,8 +46,12 @@ class Transaction(Course):
     @property
     def target_open(self) -> bool:
         """No recipient has fixed the target yet, and none is about to."""
-        pending = self._place is not None or (self._attempt is not None and self._attempt.awaits_recipients)
-        return self.accepted == 0 and not pending
+        return self.accepted == 0 and not self._awaits_recipients
+
+    @property
+    def _awaits_recipients(self) -> bool:
+        """A backend is asked, or will be, for recipients: the client's, or once more in a further attempt."""
+        return self._place is not None or (self._attempt is not None and self._attempt.awaits_recipients)
 
     def recipient(self, path: bytes, parameters: Parameters, target: Target, slot: ReplySlot) -> None:
         """RCPT, after relay guard and route. The slot is filled now or later."""
@@ -105,17 +109,26 @@ class Transaction(Course):
         )
 
     def data(self, slot: ReplySlot) -> None:
-        """DATA, after every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
+        """DATA, maybe before every RCPT was answered. The slot is filled with 354, or with an error and the transaction ends."""
         self._slot = slot
-        refusal = self._no_recipient()
-        if refusal is not None:
-            self._leave(closing=False)
-            self._context.refused(refusal.label)
-            self._answer_and_end(refusal.wire, "no recipient was taken")
+        if self._awaits_recipients:
+            self._asked_s = self._context.runtime.deadlines.clock()
+            if self._attempt is not None and self._recipients_due:
+                self._attempt.data_follows()
+            # else nothing is said ahead: in a replay, or while no backend has room. envelope_answered() goes on.
+        elif not self.accepted:
+            self.nobody_accepted()
         elif self._answer is not None:
             self._answer_and_end(self._answer, "no attempt left")
         else:
             self._begin_body()
+
+    def nobody_accepted(self) -> None:
+        refusal = self._no_recipient()
+        assert refusal is not None
+        self._leave(closing=False)
+        self._context.refused(refusal.label)
+        self._answer_and_end(refusal.wire, "no recipient was taken")
 
     def open_chunks(self, slot: ReplySlot) -> None:
         """The first BDAT. The slot is filled with nothing once octets may be read; what they come to is said per chunk."""

@@ -55,6 +55,7 @@ class ModelMta:
     later: Callable[[Callable[[], None]], object] | None = None  # runs a callback in a turn of its own
     told: Callable[[], None] = lambda: None  # something was heard, or is over
     broken: list[str] = field(default_factory=list)  # what smtplb may never do to a backend
+    takes_data_for_nobody: bool = False  # 354 though it refused every recipient
 
     def session(self) -> MtaSession:
         session = MtaSession(self)
@@ -92,6 +93,7 @@ class MtaSession:
         self.resets = 0
         self._sender: str | None = None
         self._recipients: list[str] = []
+        self._asked = False  # RCPT was said in this transaction
 
     def connected(self, wire: Wire) -> None:
         self.wire = wire
@@ -157,6 +159,7 @@ class MtaSession:
         if (not self._greeted or self._sender is not None) and not self._out_of_step:
             self.mta.broken.append(f"out of order: {line!r}")
         sender = _path(line)
+        self._asked = False
 
         def accept() -> None:
             self.mails += 1
@@ -169,6 +172,7 @@ class MtaSession:
 
     def _on_rcpt(self, line: str) -> None:
         recipient = _path(line)
+        self._asked = True
         if self._sender is None:
             self._say("503 5.5.1 MAIL first")
             return
@@ -179,10 +183,12 @@ class MtaSession:
         if self._buffer:
             self.mta.broken.append(f"bytes behind DATA before 354: {self._buffer!r}")
         if not self._recipients:
-            if not self._out_of_step:
+            # RFC 2920 3.1: along with RCPT it may be sent before the answers are known, and some servers say 354 all the same.
+            if not self._asked and not self._out_of_step:
                 self.mta.broken.append("DATA without a recipient")
-            self._say("503 5.5.1 RCPT first")
-            return
+            if not (self.mta.takes_data_for_nobody and self._sender is not None):
+                self._say("503 5.5.1 RCPT first")
+                return
 
         def accept() -> None:
             self._in_body = True
@@ -272,6 +278,8 @@ class MtaSession:
         ):
             self.mta.broken.append(f"an unlawful body: {body[:200]!r}")
         taken = Taken(self._sender or "", tuple(self._recipients), body)
+        if not self._recipients and not self._out_of_step:
+            self.mta.broken.append("a message for nobody")
         self._sender = None
         if self._refused:
             return True

@@ -127,7 +127,14 @@ class LaneConnection(Party):
 
 class Player:
     def __init__(
-        self, script: Script, theatre: Theatre, lanes: dict[str, Lane], client: Party, *, glued: bool
+        self,
+        script: Script,
+        theatre: Theatre,
+        lanes: dict[str, Lane],
+        client: Party,
+        *,
+        glued: bool = False,
+        cut_anywhere: bool = False,
     ) -> None:
         self._script = script
         self._theatre = theatre
@@ -135,18 +142,25 @@ class Player:
         self._client = client
         self._failures_seen = 0
         self._ended_seen = 0
+        # What a party says at a stretch may come in one segment.
+        self._grouped = glued or cut_anywhere
+        self._data_said = False
+        self._due: deque[Item] = deque()  # what the client is to hear and did not yet
         self._items = glued_items(script.items) if glued else list(script.items)
 
     async def play(self) -> None:
         await self._theatre.open(self._client)
         if CLIENT not in self._script.by_hand:
-            await self._hear_client(Item("<", CLIENT, "220 lb.test ESMTP", 0))
+            await self._client_hears(Item("<", CLIENT, "220 lb.test ESMTP", 0))
             self._client.say(b"EHLO client.test\r\n")
             while not (await self._client_line(Item("<", CLIENT, "the reply to EHLO", 0))).startswith("250 "):
                 pass
         for item in self._items:
             await self._do(item)
         await self._theatre.until(lambda: True)
+        await self._hear_due(all_of_it=True)
+        for lane in self._lanes.values():
+            await self._refuse_data(lane)
         self.check_quiet()
 
     def check_quiet(self) -> None:
@@ -176,7 +190,10 @@ class Player:
 
     async def _say(self, item: Item, data: bytes) -> None:
         speaker: Party | None = self._client
-        if item.lane != CLIENT:
+        if item.lane == CLIENT:
+            await self._hear_due(all_of_it=True)
+            self._data_said = "DATA" in item.text
+        else:
             lane = self._lanes[item.lane]
             speaker = await self._theatre.until(
                 lambda: lane.present if lane.present is not None and lane.present.wire is not None else None
@@ -189,6 +206,15 @@ class Player:
     # -- hearing -------------------------------------------------------------------------------------
 
     async def _hear_client(self, item: Item) -> None:
+        """A client that has said all up to DATA at once may hear the answers together, if before it says more."""
+        self._due.append(item)
+        await self._hear_due(all_of_it=not (self._grouped and self._data_said))
+
+    async def _hear_due(self, *, all_of_it: bool) -> None:
+        while self._due and (all_of_it or self._client.buffer or self._client.ended):
+            await self._client_hears(self._due.popleft())
+
+    async def _client_hears(self, item: Item) -> None:
         if item.text.startswith("["):
             await self._over(item, self._client)
             return
@@ -214,8 +240,20 @@ class Player:
         if heard is None:
             raise self._error(item, f"{lane.name} heard nothing more")
         lane.present, line = heard
+        if line == "DATA" and item.text != line and self._grouped:
+            lane.heard.appendleft(heard)
+            await self._refuse_data(lane)
+            await self._hear_backend(item)
+            return
         if not matches(item.text, line):
             raise self._error(item, f"{lane.name} heard {line!r}")
+
+    async def _refuse_data(self, lane: Lane) -> None:
+        """In a group DATA comes along with RCPT: where it is not in the file, that had no recipient left for it."""
+        if self._grouped and lane.heard and lane.heard[0][1] == "DATA":
+            connection, _ = lane.heard.popleft()
+            connection.say(b"503 5.5.1 RCPT first\r\n")
+            await self._theatre.until(lambda: True)
 
     async def _over(self, item: Item, party: Party) -> None:
         ended = await self._theatre.until(lambda: party.ended or None)

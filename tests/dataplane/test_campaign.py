@@ -41,6 +41,7 @@ class Campaign:
         )
         for mta in self.stage.mtas.values():
             mta.offers = random.choice((OFFERS, (*OFFERS, "CHUNKING"), OFFERS[1:], ("CHUNKING",), (), None))
+            mta.takes_data_for_nobody = random.random() < 0.3
             mta.verdicts = {"unknown@b.test": "550 5.1.1 unknown", "grey@b.test": "450 4.2.0 grey"}
         self.told: list[Told] = []
         self.chunked: set[str] = set()  # senders of messages that go by BDAT

@@ -237,7 +237,7 @@ async def play_on_sockets(script: Script) -> None:
     theatre = SocketTheatre(script.setup, lane)
     async with theatre:
         client = Party(theatre.tell)
-        player = Player(script, theatre, lanes, client, glued=False)
+        player = Player(script, theatre, lanes, client, cut_anywhere=True)
         await player.play()
         await theatre.breathe()
         player.check_quiet()
