@@ -50,6 +50,7 @@ from smtplb.messages import (
     StopAccepting,
     WorkerReport,
 )
+from smtplb.observe.ended import TransactionEnded
 from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.health import OperatorState
 from smtplb.settings import Address, Policy, Settings
@@ -515,7 +516,9 @@ class Supervisor:
         self._link.send(snapshot)
 
     def _from_worker(self, message: FromWorker) -> None:
-        if isinstance(message, WorkerReport):
+        if type(message) is TransactionEnded:  # by far the most frequent
+            self.emit(message)
+        elif isinstance(message, WorkerReport):
             future = self._reports.get(message.serial)
             if future is not None and not future.done():
                 future.set_result(message)

@@ -60,6 +60,9 @@ class Client(Waiter, ABC):
         """Its reset has come, though what it sent before may not have been read yet."""
 
 
+# Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
+_MAIL: Final = Phase.MAIL
+
 _STEP_PHASE: Final = {
     Step.SEEKING: Phase.CONNECT,
     Step.ENVELOPE: Phase.RCPT,
@@ -143,7 +146,7 @@ class Course(Trial):
         self._place: Place | None = None  # waiting until a backend has room
         self._backend: Backend | None = None  # of the present or last attempt
         self._asked_s = 0.0  # when the client asked what it waits for
-        self._phase = Phase.MAIL  # the last one reached
+        self._phase = _MAIL  # the last one reached
 
     # -- facts -------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Runtime:
 
     def new_session_id(self) -> str:
         self._serial += 1
-        return f"{self.session_prefix}{self._serial:x}"
+        return self.session_prefix + hex(self._serial)[2:]
 
     def bug(self, where: str, error: Exception) -> None:
         """An exception of ours reached a transport callback: told in full to the log, never to a client."""

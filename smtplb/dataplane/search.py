@@ -67,16 +67,10 @@ class Search:
             there = not binding.pinned_lost and not self._skip
             named = self.target.backend_named(binding.pinned.key) if there else None
             return named if named is binding.pinned else None  # another one may have its name after a reload
-        sticky = binding.sticky.key if binding.sticky is not None else None
-        for wished in map(self.target.backend_sharing, filter(None, (self._preferred, sticky))):
-            if (
-                wished is not None
-                and wished not in self._skip
-                and wished.standing.usable
-                and self._able(wished)
-                and wished.has_room(binding)
-            ):
-                return wished
+        if self._preferred is not None and (wished := self._wished(self._preferred)) is not None:
+            return wished
+        if binding.sticky is not None and (wished := self._wished(binding.sticky.key)) is not None:
+            return wished
         self.busy = False
         passed_over: list[Backend] = []
         while True:
@@ -92,6 +86,18 @@ class Search:
                 passed_over.append(backend)
             else:
                 return backend
+
+    def _wished(self, key: BackendKey) -> Backend | None:
+        wished = self.target.backend_sharing(key)
+        if (
+            wished is not None
+            and wished not in self._skip
+            and wished.standing.usable
+            and self._able(wished)
+            and wished.has_room(self._binding)
+        ):
+            return wished
+        return None
 
     def _able(self, backend: Backend) -> bool:
         if not self.needs and not self.size_bytes:

@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 SLICE_BYTES: Final = (
     16 * 1024
 )  # a TLS record. The engine's buffers keep the size of the largest piece they ever held
-READ_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 64 * 1024  # handed on at a time, about
 
 
 class User(Protocol):
@@ -299,7 +299,8 @@ class TlsStream:
         pieces: list[bytes] = []
         size = 0
         try:
-            while size < READ_BYTES and (data := self._engine.read(READ_BYTES)):
+            # No more than a record: read() makes room for all that it may give, and cutting that down leaves the heap in pieces.
+            while size < READ_BYTES and (data := self._engine.read(SLICE_BYTES)):
                 pieces.append(data)
                 size += len(data)
             at_end = size < READ_BYTES

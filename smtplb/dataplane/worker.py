@@ -218,7 +218,7 @@ class Worker(Waiter):
     # -- telling of backends -----------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
-        if isinstance(event, BackendBlamed) and self._router is not None:
+        if type(event) is BackendBlamed and self._router is not None:
             key = (event.pool, event.backend)  # a reload may have taken it out meanwhile
             self._tell_traffic([backend for backend in self._router.backends if backend.key == key])
         self._send(event)

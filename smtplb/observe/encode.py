@@ -11,6 +11,7 @@ import re
 from hashlib import blake2b
 from typing import Final
 
+from smtplb.smtp.scan import fill as fill
 from smtplb.smtp.scan import is_plain
 
 # Functions from outside what is compiled are looked up by name each time: here once.

@@ -28,8 +28,10 @@ SECONDS_BOUNDS: Final = (
     300,
     600,
 )
-# A function from outside what is compiled is looked up by name each time: here once.
+# A function from outside what is compiled is looked up by name each time, and a tuple that is written out is made anew at each
+# use: here once.
 _bisect_left: Final = bisect_left
+_BOUNDS: Final = list(SECONDS_BOUNDS)
 
 
 class Histogram:
@@ -50,7 +52,7 @@ class Histogram:
         return Histogram, (self.counts, self.sum_s)
 
     def observe(self, seconds: float) -> None:
-        self.counts[_bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        self.counts[_bisect_left(_BOUNDS, seconds)] += 1
         self.sum_s += seconds
 
     def copy(self) -> Histogram:

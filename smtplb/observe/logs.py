@@ -26,6 +26,7 @@ FLUSH_AT_BYTES: Final = 64 * 1024  # within one turn; Linux pipes hold as much
 MAX_BACKLOG_BYTES: Final = 1024 * 1024  # while the reader is slow; then lines are dropped. Some 1,500 lines
 RETRY_S: Final = 0.05
 CLOSE_WITHIN_S: Final = 1.0
+_MILLISECONDS: Final = [f"{ms:03}Z" for ms in range(1000)]
 
 
 class LogWriter:
@@ -133,7 +134,7 @@ class LogWriter:
         if second != self._second:
             self._second = second
             self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        return self._stamp + str(1000 + int((now - second) * 1000))[1:] + "Z"
+        return self._stamp + _MILLISECONDS[int((now - second) * 1000)]
 
     # -- leaving ---------------------------------------------------------------------------------------------
 

@@ -179,7 +179,139 @@ static PyObject *line_end(PyObject *module, PyObject *const *given, Py_ssize_t c
     return PyLong_FromSsize_t(found != NULL ? found - start : -1);
 }
 
+/* Whether `octets` are `word`, which is in lower case, in any case. */
+static int is_word(const octet *octets, const octet *word, Py_ssize_t size)
+{
+    for (Py_ssize_t at = 0; at < size; at++) {
+        octet lower = octets[at] >= 'A' && octets[at] <= 'Z' ? octets[at] | 0x20 : octets[at];
+        if (lower != word[at]) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static PyObject *count_traces(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    static const octet received[] = "received:";
+    const Py_ssize_t received_size = sizeof received - 1;
+    if (count != 2 || !PyBytes_Check(given[0]) || !PyBytes_Check(given[1]) || !PyBytes_GET_SIZE(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "a message's octets and a mark expected");
+        return NULL;
+    }
+    const octet *start = (const octet *)PyBytes_AS_STRING(given[0]), *line = start;
+    const octet *end = start + PyBytes_GET_SIZE(given[0]);
+    long long total = 0, own = 0;
+    while (!(end - line > 1 && line[0] == '\r' && line[1] == '\n')) {
+        if (end - line >= received_size && is_word(line, received, received_size)) {
+            total++;
+        }
+        const octet *next = line; /* a line ends with CRLF; an LF alone is part of it */
+        do {
+            next = next < end ? memchr(next, '\n', end - next) : NULL;
+            if (next == NULL) {
+                return PyLong_FromLong(-1);
+            }
+            next++;
+        } while (next - line < 2 || next[-2] != '\r');
+        line = next;
+    }
+    if (total) {
+        const octet *ours = (const octet *)PyBytes_AS_STRING(given[1]);
+        const Py_ssize_t size = PyBytes_GET_SIZE(given[1]);
+        for (const octet *at = start; line - at >= size;) {
+            if (is_word(at, ours, size)) {
+                own++;
+                at += size;
+            } else {
+                at++;
+            }
+        }
+    }
+    return PyLong_FromLongLong((total << 16) | (own < 0xffff ? own : 0xffff));
+}
+
+#define MOST_SAID 1024
+#define MOST_LINE 4096
+
+static PyObject *fill(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (count != 2 || !PyTuple_Check(given[0]) || !PyTuple_Check(given[1]) ||
+        PyTuple_GET_SIZE(given[0]) != PyTuple_GET_SIZE(given[1]) + 1) {
+        PyErr_SetString(PyExc_TypeError, "a tuple of pieces, and one of the values between them, expected");
+        return NULL;
+    }
+    char line[MOST_LINE];
+    Py_ssize_t used = 0, said = 0, values = PyTuple_GET_SIZE(given[1]);
+    for (Py_ssize_t at = 0;; at++) {
+        PyObject *piece = PyTuple_GET_ITEM(given[0], at);
+        if (!is_bytes(piece)) {
+            return NULL;
+        }
+        Py_ssize_t size = PyBytes_GET_SIZE(piece);
+        if (size > MOST_LINE - used) {
+            Py_RETURN_NONE;
+        }
+        memcpy(line + used, PyBytes_AS_STRING(piece), size);
+        used += size;
+        if (at == values) {
+            return PyBytes_FromStringAndSize(line, used);
+        }
+        PyObject *value = PyTuple_GET_ITEM(given[1], at);
+        if (PyLong_Check(value)) {
+            char digits[20];
+            int overflow, first = sizeof digits;
+            long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+            if (number == -1 && PyErr_Occurred()) {
+                return NULL;
+            }
+            if (overflow || number < 0) {
+                Py_RETURN_NONE;
+            }
+            do {
+                digits[--first] = (char)('0' + number % 10);
+                number /= 10;
+            } while (number);
+            size = (Py_ssize_t)sizeof digits - first;
+            if (size > MOST_LINE - used) {
+                Py_RETURN_NONE;
+            }
+            memcpy(line + used, digits + first, size);
+            used += size;
+            continue;
+        }
+        const octet *octets;
+        if (PyUnicode_Check(value)) {
+            if (!PyUnicode_IS_ASCII(value)) {
+                Py_RETURN_NONE;
+            }
+            octets = PyUnicode_1BYTE_DATA(value);
+            size = PyUnicode_GET_LENGTH(value);
+        } else if (is_bytes(value)) {
+            octets = (const octet *)PyBytes_AS_STRING(value);
+            size = PyBytes_GET_SIZE(value);
+        } else {
+            return NULL;
+        }
+        said += size;
+        if (said > MOST_SAID || size > MOST_LINE - used) {
+            Py_RETURN_NONE;
+        }
+        octet all = PLAIN;
+        for (Py_ssize_t place = 0; place < size; place++) {
+            all &= kinds[octets[place]];
+            line[used + place] = (char)octets[place];
+        }
+        if (!all) {
+            Py_RETURN_NONE;
+        }
+        used += size;
+    }
+}
+
 static PyMethodDef methods[] = {
+    {"count_traces", (PyCFunction)(void (*)(void))count_traces, METH_FASTCALL, NULL},
+    {"fill", (PyCFunction)(void (*)(void))fill, METH_FASTCALL, NULL},
     {"find_end", find_end, METH_O, NULL},
     {"is_lawful", is_lawful, METH_O, NULL},
     {"is_plain", is_plain, METH_O, NULL},

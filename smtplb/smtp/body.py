@@ -20,7 +20,9 @@ _is_lawful: Final = is_lawful
 
 TERMINATOR: Final = b".\r\n"  # behind the CRLF of the last line
 
-_MIDDLE, _AFTER_CRLF, _AFTER_LF = 0, 1, 2
+_MIDDLE: Final = 0
+_AFTER_CRLF: Final = 1
+_AFTER_LF: Final = 2
 
 
 class BodyReader:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtplb.observe.encode import octets, words
+from smtplb.observe.encode import People, octets, words
 from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import AttemptFailed, BackendBlamed, BackendChanged, Event, GroupShifted, Notice
-from smtplb.observe.lines import KINDS, TEXT_NAMES
+from smtplb.observe.lines import KINDS, TEXT_NAMES, careful_transaction_json, transaction_json
 from smtplb.observe.logs import LogWriter
 from smtplb.observe.outcomes import AttemptOutcome, TransactionOutcome
 from smtplb.settings import LogSettings
@@ -236,6 +236,26 @@ def test_a_transaction_in_json_reads_back_as_what_was_said(event: TransactionEnd
     assert {name: line[name] for name in told} == told
     assert line.get("smtplb.digest", "") == words(event.digest)
     assert set(line) <= {*told, *TEXT_NAMES, *as_json(transaction())}
+
+
+_ODD: dict[str, Any] = {
+    **dict.fromkeys(("listener", "transaction_id", "client", "pool", "backend", "phase", "cause"), any_text),
+    **dict.fromkeys(
+        ("helo", "sender", "reply", "recipient"), anything | st.sampled_from([b"", b"<>", b"<a@b>"])
+    ),
+    "digest": st.sampled_from(["", "ab12"]),
+    "cause": st.text("ab", min_size=1020, max_size=1030),
+    "message_bytes": st.sampled_from([0, 1 << 62, 1 << 64]),
+    "duration_s": st.floats(0, 1e9),
+    "outcome": st.sampled_from(TransactionOutcome),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=_ODD), st.sampled_from(["plain", "hash", "omit"]))
+def test_the_quick_line_of_a_transaction_is_the_careful_one(odd: dict[str, Any], mode: str) -> None:
+    event, people = transaction(**odd), People(mode, b"k" * 32)
+    careful = careful_transaction_json(event, people, "now")
+    assert transaction_json(event, people, "now") == careful.encode("utf-8", "surrogatepass")
 
 
 @given(events, st.sampled_from(["plain", "hash", "omit"]))

@@ -14,7 +14,15 @@ from smtplb.smtp.address import _BRACKETED
 
 FORMS = {
     "python": scan.in_python,
-    "in use": (scan.find_end, scan.is_lawful, scan.is_plain, scan.plain_path, scan.line_end),
+    "in use": (
+        scan.find_end,
+        scan.is_lawful,
+        scan.is_plain,
+        scan.plain_path,
+        scan.line_end,
+        scan.count_traces,
+        scan.fill,
+    ),
 }  # in a compiled wheel the second is C
 TEXT = st.lists(
     st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"\r\n.\r\n", b"\xff", b"y" * 100])
@@ -151,9 +159,85 @@ def test_a_line_ends_at_the_next_lf(form: str, data: bytes, share: float) -> Non
     assert FORMS[form][4](data, at) == next((n for n in range(at, len(data)) if data[n] == 0x0A), -1)
 
 
+OURS = b"by lb.test (smtplb) with "
+HEADER = st.lists(
+    st.sampled_from(
+        [
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b"Received:",
+            b"ReceIVED: ",
+            b"received",
+            b" x",
+            b"By LB.test (SMTPlb) with ",
+            b"\xff",
+            b"\0",
+        ]
+    )
+).map(b"".join)
+
+
+def traces_by_lines(data: bytes) -> int:
+    lines = (b"\r\n" + data).split(b"\r\n")[1:]
+    if b"" not in lines[:-1]:
+        return -1
+    header = lines[: lines.index(b"")]
+    total = sum(line[:9].lower() == b"received:" for line in header)
+    return (total << 16) + (sum(line.lower().count(OURS) for line in header) if total else 0)
+
+
+@both
+@given(data=HEADER)
+def test_traces_are_what_the_lines_of_the_header_say(form: str, data: bytes) -> None:
+    assert FORMS[form][5](data, OURS) == traces_by_lines(data)
+
+
+@both
+def test_more_marks_than_can_be_counted(form: str) -> None:
+    assert FORMS[form][5](b"Received:\r\n" + OURS * 70_000 + b"\r\n\r\n", OURS) == 0x1FFFF
+
+
+WORDS = st.text("ab <>", max_size=30) | st.binary(max_size=4) | st.text(max_size=4) | st.integers(-5, 1 << 64)
+
+
+@both
+@given(values=st.lists(WORDS, max_size=6))
+def test_plain_words_are_filled_in_as_they_are(form: str, values: list[str | bytes | int]) -> None:
+    template = tuple(b"<%d>" % at for at in range(len(values) + 1))
+    line = FORMS[form][6](template, tuple(values))
+    said = [value if isinstance(value, bytes) else str(value).encode("utf-8", "replace") for value in values]
+    plain = all(
+        0 <= value < 1 << 63 if isinstance(value, int) else FORMS[form][2](value) is True for value in values
+    )
+    expected = template[0] + b"".join(word + piece for word, piece in zip(said, template[1:], strict=True))
+    assert line == (expected if plain else None)
+
+
+@both
+def test_what_is_too_long_is_not_filled_in(form: str) -> None:
+    fill = FORMS[form][6]
+    assert fill((b"", b""), ("x" * 1024,)) == b"x" * 1024
+    assert fill((b"", b"", b""), (b"x" * 1024, 7)) == b"x" * 1024 + b"7"
+    assert fill((b"", b"", b""), (b"x" * 1024, "y")) is None
+    assert fill((b"z" * 4096,), ()) == b"z" * 4096
+    assert fill((b"z" * 4096, b""), (7,)) is None
+    assert fill((b"z" * 4096, b""), ("y",)) is None
+    assert fill((b"z" * 4095, b"z"), ("",)) == b"z" * 4096
+    assert fill((b"z" * 4095, b"zz"), ("",)) is None
+    assert fill((b"", b""), (TransactionOutcome.OK,)) == b"ok"
+    assert fill((b"", b"", b""), (0, (1 << 63) - 1)) == b"09223372036854775807"
+
+
 @both
 def test_only_octets_and_text_are_taken(form: str) -> None:
     functions: tuple[Any, ...] = FORMS[form]
     for function in functions:
         with pytest.raises((TypeError, AttributeError)):
-            function(*([1] * (2 if function.__name__ == "line_end" else 1)))
+            function(*([1] * (2 if function.__name__ in ("line_end", "count_traces", "fill") else 1)))
+    for wrong in [(None,), (1.5,)]:
+        with pytest.raises((TypeError, AttributeError)):
+            functions[6]((b"", b""), wrong)
+    for pieces in [(b"",), (b"", b"", b"")]:
+        with pytest.raises((TypeError, ValueError)):
+            functions[6](pieces, ("x",))
