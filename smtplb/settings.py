@@ -401,10 +401,11 @@ class ShutdownSettings:
 class ReplaySettings:
     """What may be kept of bodies under way, so that another backend can be sent the same message."""
 
-    memory_bytes: int = 256 * 1024  # of one message; more goes to a file
+    memory_bytes: int = 256 * 1024  # of one message; more goes to what is left of shared memory, or to a file
     per_message_bytes: int = 50 * 1024 * 1024
     total_bytes: int = 1024 * 1024 * 1024  # of all messages of a worker, memory and files
     directory: str | None = None  # None: the system's directory for temporary files
+    shared_memory_bytes: int = 32 * 1024 * 1024  # of all messages of a worker
 
 
 @dataclass(frozen=True, slots=True)

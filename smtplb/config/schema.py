@@ -327,6 +327,7 @@ class Shutdown(Section):
 
 class Replay(Section):
     memory_bytes: Size | None = Field(None, alias="memory")
+    shared_memory_bytes: Size | None = Field(None, alias="shared_memory")
     per_message_bytes: Size | None = Field(None, alias="per_message")
     total_bytes: Size | None = Field(None, alias="total")
     attempts: Annotated[int, PlainValidator(whole(1, 10))] | None = None

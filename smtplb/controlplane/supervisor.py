@@ -50,7 +50,7 @@ from smtplb.messages import (
     StopAccepting,
     WorkerReport,
 )
-from smtplb.observe.ended import TransactionEnded
+from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.health import OperatorState
 from smtplb.settings import Address, Policy, Settings
@@ -516,7 +516,7 @@ class Supervisor:
         self._link.send(snapshot)
 
     def _from_worker(self, message: FromWorker) -> None:
-        if type(message) is TransactionEnded:  # by far the most frequent
+        if type(message) is TransactionEnded or type(message) is SessionEnded:  # by far the most frequent
             self.emit(message)
         elif isinstance(message, WorkerReport):
             future = self._reports.get(message.serial)

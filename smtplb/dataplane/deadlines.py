@@ -119,7 +119,11 @@ class Deadlines:
             self.disarm(waiter)
             waiter.deadline_s = deadline_s
         # Rounded up, so that a waiter is never told early; and never into a bucket that was emptied already.
-        bucket = max(int(waiter.deadline_s / TICK_S) + 1, self._next_bucket, 1)
+        bucket = int(waiter.deadline_s / TICK_S) + 1
+        if bucket < self._next_bucket:
+            bucket = self._next_bucket
+        if bucket < 1:
+            bucket = 1
         waiter.deadline_bucket = bucket
         self._buckets.setdefault(bucket, set()).add(waiter)
         self._arm()

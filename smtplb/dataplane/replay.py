@@ -15,6 +15,9 @@ from typing import Final
 from smtplb.settings import ReplaySettings
 
 PIECE_BYTES: Final = 64 * 1024  # what a replay reads and writes at a time
+MOST_IN_MEMORY_BYTES: Final = (
+    4 * 1024 * 1024
+)  # of one message: all of it is written at once when it goes to a file
 
 
 class ReplayBudget:
@@ -34,6 +37,15 @@ class ReplayBudget:
         return (
             held_bytes + more_bytes <= settings.per_message_bytes
             and used + more_bytes <= settings.total_bytes
+        )
+
+    def fits_memory(self, held_bytes: int, more_bytes: int) -> bool:
+        """Its own part each message has in any case; more of it while there is room in what all share."""
+        settings = self.settings
+        together = held_bytes + more_bytes
+        return together <= settings.memory_bytes or (
+            together <= MOST_IN_MEMORY_BYTES
+            and self.used_memory_bytes + more_bytes <= settings.shared_memory_bytes
         )
 
 
@@ -57,7 +69,7 @@ class ReplayBuffer:
         if not budget.allows(self.size_bytes, size):
             self.drop()
             self.complete = False
-        elif self._file is None and self.size_bytes + size <= budget.settings.memory_bytes:
+        elif self._file is None and budget.fits_memory(self.size_bytes, size):
             self.size_bytes += size
             budget.used_memory_bytes += size
             self._keep_in_memory(piece)

@@ -60,7 +60,7 @@ def matches_domain(domains: Domains, name: bytes) -> bool:
 
 def matches_network(networks: tuple[Network, ...], client: ClientAddress | None) -> bool:
     """`client` is in one of the networks; an IPv4 client that came in as IPv4-mapped IPv6 counts as IPv4."""
-    if client is None:
+    if not networks or client is None:
         return False
     if client.version == 6 and client.ipv4_mapped is not None:
         client = client.ipv4_mapped

@@ -87,13 +87,13 @@ def test_what_is_kept_of_mail_under_way_reaches_the_settings(tmp_path: Path) -> 
         SMALLEST
         + """
 state_dir: state
-replay: {memory: 64KiB, per_message: 10MiB, total: 100MiB}
+replay: {memory: 64KiB, per_message: 10MiB, total: 100MiB, shared_memory: 1MiB}
 in_doubt: {remember: 1h}
 """,
         tmp_path,
     )
     directory = str(tmp_path / "state")
-    assert settings.traffic.replay == ReplaySettings(64 * 1024, 10 * MIB, 100 * MIB, directory)
+    assert settings.traffic.replay == ReplaySettings(64 * 1024, 10 * MIB, 100 * MIB, directory, MIB)
     assert settings.traffic.in_doubt_remember_s == 3600.0
     assert settings.traffic.attempts == TrafficSettings("", (), ()).attempts
 

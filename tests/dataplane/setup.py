@@ -87,7 +87,7 @@ class Setup:
                 for name, shares in self.groups.items()
             ),
             attempts=self.attempts,
-            replay=ReplaySettings(**self.replay),
+            replay=ReplaySettings(**({"shared_memory_bytes": 0} | self.replay)),
         )
 
     def _pool(self, pool: str, addresses: dict[str, Address]) -> PoolSettings:

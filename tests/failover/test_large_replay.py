@@ -130,7 +130,10 @@ async def test_a_message_over_the_budget_goes_on_without_replay_and_its_loss_is_
     ]
     entries: list[Json] = [{"name": each.name, "address": each.address} for each in servers]
     entries[1]["backup"] = True
-    sections = {"replay": {"memory": "64KiB", "per_message": "2MiB", "total": "10MiB"}, "workers": workers}
+    sections = {
+        "replay": {"memory": "64KiB", "shared_memory": "64KiB", "per_message": "2MiB", "total": "10MiB"},
+        "workers": workers,
+    }
     balancer = await asyncio.to_thread(begin, Smtplb({"relays": pool(*entries)}, sections=sections))
     async with session(balancer.port) as small, session(balancer.port) as big:
         small_id, big_id = new_message_id(), new_message_id()

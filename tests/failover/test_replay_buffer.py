@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtplb.dataplane.replay import PIECE_BYTES, ReplayBudget, ReplayBuffer
+from smtplb.dataplane.replay import MOST_IN_MEMORY_BYTES, PIECE_BYTES, ReplayBudget, ReplayBuffer
 from smtplb.settings import ReplaySettings
 
 
-def budget(memory: int = 1000, per_message: int = 100_000, total: int = 1_000_000) -> ReplayBudget:
-    return ReplayBudget(ReplaySettings(memory, per_message, total))
+def budget(
+    memory: int = 1000, per_message: int = 100_000, total: int = 1_000_000, shared: int = 0
+) -> ReplayBudget:
+    return ReplayBudget(ReplaySettings(memory, per_message, total, shared_memory_bytes=shared))
 
 
 def read_all(buffer: ReplayBuffer) -> list[bytes]:
@@ -34,17 +36,18 @@ def open_files() -> int:
     st.integers(0, 2000),
     st.integers(0, 5000),
     st.integers(0, 5000),
+    st.integers(0, 3000),
 )
 def test_what_is_read_is_what_was_kept_or_it_says_so(
-    pieces: list[bytes], memory: int, per_message: int, total: int
+    pieces: list[bytes], memory: int, per_message: int, total: int, shared: int
 ) -> None:
-    limits = budget(memory, per_message, total)
+    limits = budget(memory, per_message, total, shared)
     buffer = ReplayBuffer(limits)
     kept = b""
     for piece in pieces:
         buffer.keep(piece)
         kept += piece
-        assert limits.used_memory_bytes <= memory
+        assert limits.used_memory_bytes <= max(memory, shared)
         assert (
             limits.used_memory_bytes + limits.used_file_bytes == buffer.size_bytes <= min(per_message, total)
         )
@@ -72,6 +75,40 @@ def test_all_messages_together_stay_within_the_total() -> None:
     assert limits.used_file_bytes == 0
 
 
+def test_what_all_share_in_memory_is_for_those_that_come_first_and_their_own_part_is_for_all() -> None:
+    limits = budget(memory=100, shared=1000)
+    first, second = ReplayBuffer(limits), ReplayBuffer(limits)
+    first.keep(b"x" * 850)
+    second.keep(b"y" * 90)
+    assert limits.used_memory_bytes == 940
+    second.keep(b"y" * 60)
+    assert limits.used_memory_bytes == 1000
+    second.keep(b"y")
+    assert (limits.used_memory_bytes, limits.used_file_bytes) == (850, 151), (
+        "all of it goes, not what is too much"
+    )
+    third = ReplayBuffer(limits)
+    third.keep(b"z" * 100)
+    fourth = ReplayBuffer(limits)
+    fourth.keep(b"z" * 100)
+    assert limits.used_memory_bytes == 1050, "its own part each has"
+    for buffer, piece in ((first, b"x" * 850), (second, b"y" * 151), (third, b"z" * 100)):
+        assert b"".join(read_all(buffer)) == piece
+        buffer.drop()
+    fourth.drop()
+    assert (limits.used_memory_bytes, limits.used_file_bytes) == (0, 0)
+
+
+def test_a_message_goes_to_a_file_before_that_is_a_long_write() -> None:
+    limits = budget(memory=100, shared=MOST_IN_MEMORY_BYTES * 4, per_message=1 << 30, total=1 << 30)
+    buffer = ReplayBuffer(limits)
+    buffer.keep(b"x" * MOST_IN_MEMORY_BYTES)
+    assert limits.used_file_bytes == 0
+    buffer.keep(b"x")
+    assert limits.used_file_bytes == MOST_IN_MEMORY_BYTES + 1
+    buffer.drop()
+
+
 @pytest.mark.parametrize("memory", [0, 10, 1000])
 def test_a_full_disk_costs_the_replay_and_neither_the_message_nor_a_descriptor(
     monkeypatch: pytest.MonkeyPatch, memory: int
@@ -94,7 +131,7 @@ def test_a_full_disk_costs_the_replay_and_neither_the_message_nor_a_descriptor(
 
 
 def test_a_directory_that_is_gone_costs_the_replay_only(tmp_path: Path) -> None:
-    limits = ReplayBudget(ReplaySettings(10, directory=str(tmp_path / "gone")))
+    limits = ReplayBudget(ReplaySettings(10, directory=str(tmp_path / "gone"), shared_memory_bytes=0))
     buffer = ReplayBuffer(limits)
     for _ in range(3):
         buffer.keep(b"x" * 8)
@@ -103,7 +140,7 @@ def test_a_directory_that_is_gone_costs_the_replay_only(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_message_has_a_name_on_disk(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(ReplayBudget(ReplaySettings(10, directory=str(tmp_path))))
+    buffer = ReplayBuffer(ReplayBudget(ReplaySettings(10, directory=str(tmp_path), shared_memory_bytes=0)))
     before = open_files()
     buffer.keep(b"x" * 100)
     assert open_files() == before + 1

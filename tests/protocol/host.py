@@ -35,7 +35,7 @@ class Hosted:
     ) -> None:
         self._pool = pool
         self._listener = listener or {}
-        self._replay = ReplaySettings(**(replay or {}))
+        self._replay = ReplaySettings(**({"shared_memory_bytes": 0} | (replay or {})))
         self.clients: list[Client] = []
 
     async def __aenter__(self) -> Hosted:

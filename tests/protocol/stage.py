@@ -86,7 +86,7 @@ class Stage:
         self.pools = pools
         self.routes = routes
         self.groups = groups or {}
-        self.replay = ReplaySettings(**(replay or {}))
+        self.replay = ReplaySettings(**({"shared_memory_bytes": 0} | (replay or {})))
         self.attempts = attempts
         self._listener = {"target": pools[0].name, **(listener or {})}
         self._unix = unix
