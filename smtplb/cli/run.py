@@ -21,7 +21,6 @@ import uvloop
 
 from smtplb.admin.server import AdminServer
 from smtplb.cli import collector
-from smtplb.cli.heap import Trimming
 from smtplb.cli.validate import DEFAULT_FILE, FILE_VARIABLE
 from smtplb.config.errors import ConfigErrors
 from smtplb.config.load import load
@@ -154,7 +153,6 @@ async def serve(
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, hangups.hang_up)
     watchdog = None if systemd is None else loop.create_task(_feed(systemd.notifier, balancer.supervisor))
-    trimming = Trimming(loop)
     try:
         await balancer.start()
         if not signalled.is_set():
@@ -164,7 +162,6 @@ async def serve(
         for task in stops:  # grows while we wait: the second signal's is at its end
             await task
     finally:
-        trimming.close()
         if watchdog is not None:
             watchdog.cancel()
         for number in (*STOP_SIGNALS, signal.SIGHUP):

@@ -18,7 +18,6 @@ from typing import cast
 import uvloop
 
 from smtplb.cli import collector
-from smtplb.cli.heap import Trimming
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
@@ -130,9 +129,7 @@ async def _run(messages: int, descriptors: int) -> None:
             number, lambda: None
         )  # the supervisor gets them, too, and says what is to be done
     _, channel = await loop.create_connection(lambda: Channel(theirs), sock=ours)
-    trimming = Trimming(loop)
     await channel.ended.wait()
-    trimming.close()
 
 
 def main() -> None:
