@@ -16,7 +16,6 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
-from smtplb.dataplane.reply_counts import count
 from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import (
     EARLY_REPLY,
@@ -433,19 +432,19 @@ class Attempt(Seeker):
         if self.step is Step.OVER:
             return
         if isinstance(token, Recipient):
-            count(self.backend.replies.rcpt, reply.code)
+            self.backend.replies.rcpt.count(reply.code)
             self._recipient_answered(token, reply)
         elif token is Command.FINAL:
-            count(self.backend.replies.final, reply.code)
+            self.backend.replies.final.count(reply.code)
             if 300 <= reply.code < 400:
                 self._trial.final_missing(Reason.GARBLED, reply.text_line())
             else:
                 self._trial.final_answered(reply)
         elif token is Command.DATA:
-            count(self.backend.replies.data, reply.code)
+            self.backend.replies.data.count(reply.code)
             self._data_answered(reply)
         elif token is Command.MAIL:
-            count(self.backend.replies.mail, reply.code)
+            self.backend.replies.mail.count(reply.code)
             self._mail_answered(connection, reply)
         elif token is Command.BODY:
             if reply.code >= 300:

@@ -27,6 +27,7 @@ from smtplb.settings import (
     RefuseReply,
     TrafficSettings,
 )
+from smtplb.smtp.chunks import trace_mark
 from smtplb.smtp.extensions import common_mechanisms, common_offers, ehlo_reply, size_limit
 
 # Members of an enumeration of strings are looked up by name each time, compiled, too: here once.
@@ -82,6 +83,7 @@ class ListenerContext:
         "settings",
         "successor",
         "targets",
+        "trace_mark",
     )
 
     def __init__(
@@ -101,6 +103,7 @@ class ListenerContext:
         self.settings = settings
         self.name = settings.name
         self.hostname = traffic.hostname
+        self.trace_mark = trace_mark(traffic.hostname)
         self.attempts = traffic.attempts
         self.in_doubt_remember_s = traffic.in_doubt_remember_s
         self.message_size_limit_bytes = settings.limits.message_size_bytes

@@ -261,7 +261,7 @@ class Course(Trial):
         line = self.binding.identity.received_line(
             context.hostname, self._reporter.transaction_id, context.runtime.date()
         )
-        self._trace = Trace(line, context.hostname)
+        self._trace = Trace(line, context.trace_mark)
         self.trace_bytes = len(line)
 
     def _time_starts_anew(self, attempt: Attempt) -> bool:
@@ -445,9 +445,11 @@ class Course(Trial):
     # -- what attempts tell -------------------------------------------------------------------------
 
     def answered_well(self, command: object) -> None:
-        assert self._search is not None
-        for suspicion in self._search.attempts.succeeded(command):
-            self._reporter.proven(suspicion)
+        search = self._search
+        assert search is not None
+        if search.attempts.suspicions:
+            for suspicion in search.attempts.succeeded(command):
+                self._reporter.proven(suspicion)
 
     def recipient_accepted(self, recipient: Recipient, reply: Reply) -> None:
         recipient.accepted = True

@@ -24,9 +24,9 @@ class Trace:
 
     __slots__ = ("counter", "line")
 
-    def __init__(self, line: bytes, hostname: str) -> None:
+    def __init__(self, line: bytes, mark: bytes) -> None:
         self.line = line
-        self.counter = ReceivedCounter(hostname)
+        self.counter = ReceivedCounter(mark)
 
 
 class Relay:

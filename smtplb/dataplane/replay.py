@@ -23,29 +23,40 @@ MOST_IN_MEMORY_BYTES: Final = (
 class ReplayBudget:
     """What all messages of a worker have used of what they may."""
 
-    __slots__ = ("settings", "used_file_bytes", "used_memory_bytes")
+    __slots__ = (
+        "_memory_bytes",
+        "_per_message_bytes",
+        "_shared_memory_bytes",
+        "_total_bytes",
+        "directory",
+        "used_file_bytes",
+        "used_memory_bytes",
+    )
 
     def __init__(self, settings: ReplaySettings) -> None:
-        self.settings = settings
         self.used_memory_bytes = 0
         self.used_file_bytes = 0
+        self.change(settings)
+
+    def change(self, settings: ReplaySettings) -> None:
+        """What is held already stays."""
+        self.directory = settings.directory
+        self._memory_bytes = settings.memory_bytes
+        self._shared_memory_bytes = settings.shared_memory_bytes
+        self._per_message_bytes = settings.per_message_bytes
+        self._total_bytes = settings.total_bytes
 
     def allows(self, held_bytes: int, more_bytes: int) -> bool:
         """A message that holds `held_bytes` may hold `more_bytes` more."""
-        settings = self.settings
         used = self.used_memory_bytes + self.used_file_bytes
-        return (
-            held_bytes + more_bytes <= settings.per_message_bytes
-            and used + more_bytes <= settings.total_bytes
-        )
+        return held_bytes + more_bytes <= self._per_message_bytes and used + more_bytes <= self._total_bytes
 
     def fits_memory(self, held_bytes: int, more_bytes: int) -> bool:
         """Its own part each message has in any case; more of it while there is room in what all share."""
-        settings = self.settings
         together = held_bytes + more_bytes
-        return together <= settings.memory_bytes or (
+        return together <= self._memory_bytes or (
             together <= MOST_IN_MEMORY_BYTES
-            and self.used_memory_bytes + more_bytes <= settings.shared_memory_bytes
+            and self.used_memory_bytes + more_bytes <= self._shared_memory_bytes
         )
 
 
@@ -118,7 +129,7 @@ class ReplayBuffer:
         budget = self._budget
         try:
             if self._file is None:
-                self._file = _nameless_file(budget.settings.directory)
+                self._file = _nameless_file(budget.directory)
                 budget.used_memory_bytes -= self.size_bytes
                 budget.used_file_bytes += self.size_bytes
                 chunks, self._chunks = self._chunks, []

@@ -464,29 +464,30 @@ class Session(Channel):
                 len(self._slots) < MAX_SLOTS and data[at : at + 4].upper() in (b"RCPT", b"DATA")
             ):
                 break  # only these may follow a RCPT whose reply is due
-            line = data[at:end]
-            at = end + 1
+            line_at, at = at, end + 1
             read = True
-            self._line(line)
+            if end > line_at and data[end - 1] == 0x0D:
+                self._line(data[line_at : end - 1], bare=False)
+            else:
+                self._line(data[line_at:end], bare=True)
             if len(self._out) >= MAX_REPLIES_A_TURN:
                 self._goes_on = at < len(data)
                 break
-        if read and not self._closing:
+        if read and not self._closing and not self._slots:  # else the time begins when the replies were given
             self._expect_input()
         if self._tls_due:
             if at < len(data):
                 self._context.refused("starttls-injection")
         elif not self._closing:
-            self._held = data[at:] if at else data
+            self._held = b"" if at == len(data) else data[at:] if at else data
             self._set_reading()
 
-    def _line(self, line: bytes) -> None:
-        if self._skipped or len(line) >= self._dialogue.max_line_bytes:
+    def _line(self, line: bytes, *, bare: bool) -> None:
+        """`bare`: it ended with an LF alone."""
+        if self._skipped or len(line) + (not bare) >= self._dialogue.max_line_bytes:
             began, self._skipped = self._skipped or line, b""
             self._dialogue.unreadable(began, Refusal.LINE_TOO_LONG)
-        elif line.endswith(b"\r"):
-            self._dialogue.line(line[:-1])
-        elif self._context.rejects_bare_newline:
+        elif bare and self._context.rejects_bare_newline:
             self._dialogue.unreadable(line, Refusal.BARE_NEWLINE_COMMAND)
         else:
             self._dialogue.line(line)
@@ -519,7 +520,7 @@ class Session(Channel):
     def _give(self, wire: bytes) -> None:
         """Write it at the end of the turn; errors are counted here, the backends' as well as ours."""
         self._out.append(wire)
-        if wire[:1] == b"5":
+        if wire and wire[0] == 0x35:
             self.count_error()
 
     def count_error(self) -> None:

@@ -122,7 +122,7 @@ class Worker(Waiter):
         elif snapshot.configuration != self._configuration:
             self._configuration = snapshot.configuration
             self._runtime.hello = snapshot.traffic.hostname.encode("ascii")
-            self._budget.settings = snapshot.traffic.replay
+            self._budget.change(snapshot.traffic.replay)
             self._router.apply(snapshot)
             self._open(snapshot.traffic)
             self._reload_certificates()

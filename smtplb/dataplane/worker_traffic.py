@@ -53,7 +53,7 @@ def _answered(backend: Backend) -> int:
 
 
 def _observe(backend: Backend, told: _Told) -> Observed | None:
-    rcpts = backend.replies.rcpt.items()
+    rcpts = backend.replies.rcpt.by_code().items()
     seen = Observed(
         delivered=_grown(told, "delivered", backend.attempts[AttemptOutcome.OK]),
         quick=_grown(told, "quick", sum(backend.final_s.counts[:_QUICK])),

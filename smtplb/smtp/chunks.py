@@ -77,13 +77,19 @@ class DotStuffer:
         return b"" if self._at_line_start else b"\r\n"
 
 
+def trace_mark(hostname: str) -> bytes:
+    """What our own trace lines have in them, in lower case."""
+    return b"by %s (smtplb) with " % hostname.encode("ascii").lower()
+
+
 class ReceivedCounter:
     """Counts trace lines while a header goes by (RFC 5321 6.3: loops). It stops looking behind the header."""
 
     __slots__ = ("_by_us", "_done", "_fresh", "_tail", "own", "total")
 
-    def __init__(self, hostname: str) -> None:
-        self._by_us = b"by %s (smtplb) with " % hostname.encode("ascii").lower()
+    def __init__(self, mark: bytes) -> None:
+        """`mark`: what trace_mark() made."""
+        self._by_us = mark
         self._done = False
         self._fresh = True
         self._tail = b"\r\n"

@@ -57,11 +57,17 @@ _BLANKS: Final = (0x20, 0x09)
 
 def split_line(line: bytes) -> tuple[bytes, bytes]:
     """(verb in upper case, argument without surrounding blanks)."""
-    if line[:4] in _FOUR_LETTERS and (len(line) == 4 or line[4] == 0x20):  # nearly all: by their place
-        rest = line[5:]
-        if rest and (rest[0] in _BLANKS or rest[-1] in _BLANKS):
-            rest = rest.strip(b" \t")
-        return line[:4], rest
+    size = len(line)
+    if size == 4:
+        if line in _FOUR_LETTERS:
+            return line, b""
+    elif size > 4 and line[4] == 0x20:  # nearly all: by their place
+        verb = line[:4]
+        if verb in _FOUR_LETTERS:
+            rest = line[5:]
+            if rest and (rest[0] in _BLANKS or rest[-1] in _BLANKS):
+                rest = rest.strip(b" \t")
+            return verb, rest
     head, _, rest = line.partition(b" ")
     if head.find(b"\t") >= 0:  # not `in`, which for bytes looks for an integer first
         head, _, rest = line.partition(b"\t")  # it comes before any blank

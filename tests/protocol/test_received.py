@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.settings import AuthMode, FrontTlsMode, FrontTlsSettings, IdentityMode, ReceivedMode
-from smtplb.smtp.chunks import ReceivedCounter
+from smtplb.smtp.chunks import ReceivedCounter, trace_mark
 from tests.protocol import certificates as certs
 from tests.protocol.client import settle
 from tests.protocol.mta import FULL, OFFERS, Mta
@@ -214,7 +214,7 @@ def test_trace_lines_are_counted_once_however_they_are_cut(
 ) -> None:
     header = OURS * own + "X-Received: no\r\n" + OTHER * others + "Subject: Received:\r\n"
     data = (header.upper() if upper else header).encode() + b"\r\n" + (OURS + OTHER).encode()
-    counter = ReceivedCounter("LB.test")
+    counter = ReceivedCounter(trace_mark("LB.test"))
     at = 0
     for size in [*sizes, len(data)]:
         counter.feed(data[at : at + size])
