@@ -76,6 +76,7 @@ class ListenerContext:
         "offered_in_clear",
         "refusals",
         "rejects_bare_newline",
+        "relays_auth",
         "replay_budget",
         "routed",
         "router",
@@ -83,6 +84,8 @@ class ListenerContext:
         "settings",
         "successor",
         "targets",
+        "tls_implicit",
+        "tls_required",
         "trace_mark",
     )
 
@@ -108,6 +111,9 @@ class ListenerContext:
         self.in_doubt_remember_s = traffic.in_doubt_remember_s
         self.message_size_limit_bytes = settings.limits.message_size_bytes
         self.rejects_bare_newline = settings.bare_newline is BareNewline.REJECT
+        self.tls_required = settings.tls.mode is FrontTlsMode.STARTTLS_REQUIRED
+        self.tls_implicit = settings.tls.mode is FrontTlsMode.IMPLICIT
+        self.relays_auth = settings.auth is AuthMode.RELAY
         self.idle_timeout_s = settings.limits.idle_timeout_s
         self.body_timeout_s = settings.limits.body_timeout_s
         self.max_recipients = settings.limits.recipients

@@ -20,7 +20,7 @@ from smtplb.dataplane.router import Target
 from smtplb.dataplane.transaction import Client, Transaction
 from smtplb.policy import refusal, routing
 from smtplb.policy.refusal import Refusal
-from smtplb.settings import AuthMode, FrontTlsMode, OtherRoute, RefuseReply
+from smtplb.settings import AuthMode, OtherRoute, RefuseReply
 from smtplb.smtp import verbs
 from smtplb.smtp.address import is_postmaster
 from smtplb.smtp.commands import (
@@ -169,8 +169,8 @@ class Dialogue:
         self.data_asked = False  # the last line was DATA, and no content followed it yet
         self._without_mail = 0  # commands since the last message
         self._auth: Authentication | None = None
-        self._may_auth = context.settings.auth is AuthMode.RELAY
-        self._tls_required = context.settings.tls.mode is FrontTlsMode.STARTTLS_REQUIRED
+        self._may_auth = context.relays_auth
+        self._tls_required = context.tls_required
         # the BDAT chunk under way
         self._chunk_left = 0
         self._chunk_octets = 0

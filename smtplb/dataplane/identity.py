@@ -33,6 +33,10 @@ _FACTS: Final = (
 )
 _TELLABLE: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
 
+# Beginnings of Received lines: the same clients come with the same names all day. Bounded by number; HELO has at most 255 octets.
+_heads: Final[dict[tuple[bytes, str, bool, str, bool, str], bytes]] = {}
+MAX_HEADS: Final = 256
+
 
 @lru_cache(4096)  # most mail comes from few addresses, and reading one costs more than a command
 def read_address(host: str) -> tuple[ClientAddress, str]:
@@ -165,15 +169,25 @@ class Identity:
         key = (self.helo, self.client, self.esmtp, self.tls_version, authenticated, hostname)
         if self._head and key == self._head_is_of:
             return self._head
+        text_key = (self.helo, self.client_text, self.esmtp, self.tls_version, authenticated, hostname)
+        head = _heads.get(text_key)
+        if head is None:
+            if len(_heads) >= MAX_HEADS:
+                _heads.clear()
+            head = _heads[text_key] = self._make_head(hostname, authenticated)
+        self._head_is_of, self._head = key, head
+        return head
+
+    def _make_head(self, hostname: str, authenticated: bool) -> bytes:
         helo = self.helo.decode("ascii", "replace")
         said = helo if _TELLABLE.match(helo) else "unknown"
         address = self.client_text
         literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
         protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
         protocol += "A" if authenticated and self.esmtp else ""
-        head = f"Received: from {said} ({literal})\r\n\tby {hostname} (smtplb) with {protocol} id "
-        self._head_is_of, self._head = key, head.encode("ascii")
-        return self._head
+        return f"Received: from {said} ({literal})\r\n\tby {hostname} (smtplb) with {protocol} id ".encode(
+            "ascii"
+        )
 
     def take_proxy(self, header: ProxyHeader) -> None:
         """What a trusted front's PROXY header says; LOCAL and UNKNOWN say nothing."""

@@ -24,7 +24,6 @@ from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.ended import SessionEnded
 from smtplb.policy.refusal import READY_FOR_TLS, Refusal
 from smtplb.policy.routing import ClientAddress, matches_network
-from smtplb.settings import FrontTlsMode
 from smtplb.smtp.proxy_header import Malformed, read_header
 from smtplb.smtp.scan import line_end
 
@@ -172,7 +171,7 @@ class Session(Channel):
         """Whose session it is was settled: admit it, then TLS where it is implicit, then the greeting."""
         refused = Refusal.SHUTTING_DOWN if self.draining else self._house.admit(self)
         certificates = self._context.certificates
-        if self._context.settings.tls.mode is FrontTlsMode.IMPLICIT and certificates is not None:
+        if certificates is not None and self._context.tls_implicit:
             if refused is not None or certificates.context is None:
                 self._context.refused((refused or Refusal.TLS_NOT_NOW).label)
                 self.close(
@@ -264,7 +263,7 @@ class Session(Channel):
             self._dialogue.forget("STARTTLS", identity, same_client=True)
             if self.draining:
                 self.close_with(Refusal.SHUTTING_DOWN)
-            elif self._context.settings.tls.mode is FrontTlsMode.IMPLICIT:
+            elif self._context.tls_implicit:
                 self._greet_later()
             else:
                 self._stage = Stage.OPEN

@@ -13,6 +13,10 @@ from typing import Final
 
 from smtplb.smtp.address import is_ascii_path, parse_path
 from smtplb.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Parameters
+from smtplb.smtp.scan import is_plain
+
+# Functions from outside what is compiled are looked up by name each time: here once.
+_is_plain: Final = is_plain
 
 MAX_COMMAND_LINE_BYTES: Final = (
     2048  # incl. CRLF. RFC 5321 4.5.3.1.4: 512; SIZE adds 26, AUTH= 500; Postfix line_length_limit 2048
@@ -76,7 +80,10 @@ def split_line(line: bytes) -> tuple[bytes, bytes]:
 
 def parse_hello(argument: bytes) -> bytes | SyntaxFault:
     """The name of HELO or EHLO. Anything printable in one word is taken: names in HELO are often wrong and never trusted."""
-    word = argument.split(b" ", 1)[0]
+    blank = argument.find(b" ")
+    word = argument if blank < 0 else argument[:blank]
+    if 0 < len(word) < 256 and _is_plain(word):  # nearly all
+        return word
     return word if _HELLO.match(word) else SyntaxFault.ARGUMENTS
 
 
