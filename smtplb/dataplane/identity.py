@@ -33,10 +33,6 @@ _FACTS: Final = (
 )
 _TELLABLE: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z")
 
-# Beginnings of Received lines: the same clients come with the same names all day. Bounded by number; HELO has at most 255 octets.
-_heads: Final[dict[tuple[bytes, str, bool, str, bool, str], bytes]] = {}
-MAX_HEADS: Final = 256
-
 
 @lru_cache(4096)  # most mail comes from few addresses, and reading one costs more than a command
 def read_address(host: str) -> tuple[ClientAddress, str]:
@@ -46,14 +42,29 @@ def read_address(host: str) -> tuple[ClientAddress, str]:
     return address, str(address)
 
 
+@lru_cache(
+    1024
+)  # the same for every message of a session, and of most clients' next one; HELO has at most 255 octets
+def _received_head(
+    helo: bytes, address: str, hostname: str, esmtp: bool, tls: bool, authenticated: bool
+) -> bytes:
+    """A Received line as far as the transaction's id."""
+    name = helo.decode("ascii", "replace")
+    said = name if _TELLABLE.match(name) else "unknown"
+    literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
+    protocol = ("E" if esmtp else "") + "SMTP" + ("S" if tls and esmtp else "")
+    protocol += "A" if authenticated and esmtp else ""
+    return f"Received: from {said} ({literal})\r\n\tby {hostname} (smtplb) with {protocol} id ".encode(
+        "ascii"
+    )
+
+
 class Identity:
     """Facts of one session; `client` None: a unix socket, or a front that did not say (PROXY LOCAL)."""
 
-    __slots__ = (*_FACTS, "_head", "_head_is_of", "_text", "_text_is_of")
+    __slots__ = (*_FACTS, "_text", "_text_is_of")
 
     def __init__(self, session_id: str) -> None:
-        self._head = b""  # of the Received line, and the facts that it was made from
-        self._head_is_of: tuple[object, ...] = ()
         self._text = ""  # of the address that it was made from
         self._text_is_of: ClientAddress | None = None
         self.session_id = session_id
@@ -158,35 +169,16 @@ class Identity:
     def received_line(self, hostname: str, transaction_id: str, date: str) -> bytes:
         """RFC 5321 4.4. HELO is the client's word: only what RFC 5321 calls a domain or address literal is repeated."""
         return b"%s%s;\r\n\t%s\r\n" % (
-            self._received_head(hostname),
+            _received_head(
+                self.helo,
+                self.client_text,
+                hostname,
+                self.esmtp,
+                bool(self.tls_version),
+                bool(self.login) or self.authenticated,
+            ),
             transaction_id.encode("ascii"),
             date.encode("ascii"),
-        )
-
-    def _received_head(self, hostname: str) -> bytes:
-        """All that is the same for every message of a session, until one of the facts in it changes."""
-        authenticated = bool(self.login) or self.authenticated
-        key = (self.helo, self.client, self.esmtp, self.tls_version, authenticated, hostname)
-        if self._head and key == self._head_is_of:
-            return self._head
-        text_key = (self.helo, self.client_text, self.esmtp, self.tls_version, authenticated, hostname)
-        head = _heads.get(text_key)
-        if head is None:
-            if len(_heads) >= MAX_HEADS:
-                _heads.clear()
-            head = _heads[text_key] = self._make_head(hostname, authenticated)
-        self._head_is_of, self._head = key, head
-        return head
-
-    def _make_head(self, hostname: str, authenticated: bool) -> bytes:
-        helo = self.helo.decode("ascii", "replace")
-        said = helo if _TELLABLE.match(helo) else "unknown"
-        address = self.client_text
-        literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]" if address else "unix"
-        protocol = ("E" if self.esmtp else "") + "SMTP" + ("S" if self.tls_version and self.esmtp else "")
-        protocol += "A" if authenticated and self.esmtp else ""
-        return f"Received: from {said} ({literal})\r\n\tby {hostname} (smtplb) with {protocol} id ".encode(
-            "ascii"
         )
 
     def take_proxy(self, header: ProxyHeader) -> None:
