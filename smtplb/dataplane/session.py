@@ -478,7 +478,7 @@ class Session(Channel):
             if at < len(data):
                 self._context.refused("starttls-injection")
         elif not self._closing:
-            self._held = b"" if at == len(data) else data[at:] if at else data
+            self._held = data[at:] if at else data
             self._set_reading()
 
     def _line(self, line: bytes, *, bare: bool) -> None:

@@ -108,21 +108,34 @@ static void learn_kinds(void)
     }
 }
 
+/* 1: `said` is text of ASCII only, or octets, and the other two tell where; 0: it is other text; -1: it is neither, and that is raised. */
+static int octets_of(PyObject *said, const octet **octets, Py_ssize_t *size)
+{
+    if (PyUnicode_Check(said)) {
+        if (!PyUnicode_IS_ASCII(said)) { /* members of enumerations of strings are not compact */
+            return 0;
+        }
+        *octets = PyUnicode_1BYTE_DATA(said);
+        *size = PyUnicode_GET_LENGTH(said);
+    } else if (is_bytes(said)) {
+        *octets = (const octet *)PyBytes_AS_STRING(said);
+        *size = PyBytes_GET_SIZE(said);
+    } else {
+        return -1;
+    }
+    return 1;
+}
+
 static PyObject *is_plain(PyObject *module, PyObject *said)
 {
     const octet *octets;
     Py_ssize_t size;
-    if (PyUnicode_Check(said)) {
-        if (!PyUnicode_IS_ASCII(said)) { /* members of enumerations of strings are not compact */
-            Py_RETURN_FALSE;
-        }
-        octets = PyUnicode_1BYTE_DATA(said);
-        size = PyUnicode_GET_LENGTH(said);
-    } else if (is_bytes(said)) {
-        octets = (const octet *)PyBytes_AS_STRING(said);
-        size = PyBytes_GET_SIZE(said);
-    } else {
+    int found = octets_of(said, &octets, &size);
+    if (found < 0) {
         return NULL;
+    }
+    if (!found) {
+        Py_RETURN_FALSE;
     }
     octet all = PLAIN;
     for (Py_ssize_t at = 0; at < size; at++) {
@@ -281,17 +294,12 @@ static PyObject *fill(PyObject *module, PyObject *const *given, Py_ssize_t count
             continue;
         }
         const octet *octets;
-        if (PyUnicode_Check(value)) {
-            if (!PyUnicode_IS_ASCII(value)) {
-                Py_RETURN_NONE;
-            }
-            octets = PyUnicode_1BYTE_DATA(value);
-            size = PyUnicode_GET_LENGTH(value);
-        } else if (is_bytes(value)) {
-            octets = (const octet *)PyBytes_AS_STRING(value);
-            size = PyBytes_GET_SIZE(value);
-        } else {
+        int found = octets_of(value, &octets, &size);
+        if (found < 0) {
             return NULL;
+        }
+        if (!found) {
+            Py_RETURN_NONE;
         }
         said += size;
         if (said > MOST_SAID || size > MOST_LINE - used) {
