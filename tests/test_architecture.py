@@ -75,6 +75,7 @@ RULES = {  # the longest matching name decides
             *PLAIN,
             "smtplb.dataplane.connection",  # to probe
             "smtplb.dataplane.deadlines",
+            "smtplb.dataplane.outbox",
         ),
     ),
     "smtplb.observe": Rule(PLAIN, ("orjson",)),

@@ -25,6 +25,7 @@ from smtplb.controlplane.registry import CheckResult
 from smtplb.controlplane.verdict import CheckConnection
 from smtplb.dataplane.connection import Failure
 from smtplb.dataplane.deadlines import TICK_S, Deadlines
+from smtplb.dataplane.outbox import Outbox
 from smtplb.messages import BackendKey
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel
@@ -154,7 +155,11 @@ def _cut_timeouts(backend: BackendSettings) -> BackendSettings:
 def _open_connection(
     backend: BackendSettings, hello: bytes, deadlines: Deadlines, owner: Subject
 ) -> ProbeConnection:
-    return CheckConnection(backend, hello=hello, deadlines=deadlines, owner=owner, clear=owner.in_clear)
+    outbox = owner.prober.outbox
+    assert outbox is not None, "a check before start()"
+    return CheckConnection(
+        backend, hello=hello, deadlines=deadlines, outbox=outbox, owner=owner, clear=owner.in_clear
+    )
 
 
 class Prober:
@@ -176,6 +181,7 @@ class Prober:
         max_probes: int = MAX_PROBES,
     ) -> None:
         self.deadlines = deadlines
+        self.outbox: Outbox | None = None  # of the loop, from start() on
         self.first_round_over = asyncio.Event()  # every backend has had a result, or is set aside
         self._hello = hello
         self._report = report
@@ -199,6 +205,7 @@ class Prober:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Probe every backend now, MAX_PROBES at a time; jitter spreads them from the second time on."""
         self._loop = loop
+        self.outbox = Outbox(loop.call_soon)
         for subject in self._subjects.values():
             if subject.wanted:
                 self._move(subject, Stage.DUE)

@@ -17,6 +17,7 @@ from smtplb.controlplane.registry import CheckResult, Seen
 from smtplb.controlplane.x509 import not_after
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.deadlines import Deadlines
+from smtplb.dataplane.outbox import Outbox
 from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import BackendSettings, BackTlsMode, CheckLevel, IdentityMode
@@ -75,10 +76,17 @@ class CheckConnection(Connection):
     __slots__ = ("_steps",)
 
     def __init__(
-        self, settings: BackendSettings, *, hello: bytes, deadlines: Deadlines, owner: object, clear: bool
+        self,
+        settings: BackendSettings,
+        *,
+        hello: bytes,
+        deadlines: Deadlines,
+        outbox: Outbox,
+        owner: object,
+        clear: bool,
     ) -> None:
         # The owner of checks takes CheckConnections alone, which is what it gets.
-        super().__init__(settings, hello=hello, deadlines=deadlines, owner=owner, clear=clear)  # type: ignore[arg-type]
+        super().__init__(settings, hello=hello, deadlines=deadlines, outbox=outbox, owner=owner, clear=clear)  # type: ignore[arg-type]
         assert self._opening is not None
         self._steps = self._opening
 

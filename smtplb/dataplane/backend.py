@@ -566,6 +566,7 @@ class Backend:
             self.settings,
             hello=runtime.hello,
             deadlines=runtime.deadlines,
+            outbox=runtime.outbox,
             owner=self,
             binding=binding,
             clear=self._clear_until_s > runtime.deadlines.clock(),

@@ -20,6 +20,7 @@ from smtplb.compiled import mypyc_attr
 from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.deadlines import NEVER, Deadlines, Waiter
 from smtplb.dataplane.opening import Opening
+from smtplb.dataplane.outbox import KEPT_BYTES, Outbox, Speaker
 from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Command, Reason
@@ -119,7 +120,7 @@ class _Own(Enum):
     QUIT = auto()
 
 
-class Connection(Waiter):
+class Connection(Waiter, Speaker):
     """See the module. An asyncio.Protocol but for the base class, which compiled classes cannot have.
 
     `token` objects of a holder are opaque; they must not be None."""
@@ -130,6 +131,9 @@ class Connection(Waiter):
         "_fifo",
         "_loop",
         "_opening",
+        "_out",
+        "_out_bytes",
+        "_outbox",
         "_phase",
         "_reader",
         "_transport",
@@ -160,6 +164,7 @@ class Connection(Waiter):
         *,
         hello: bytes,
         deadlines: Deadlines,
+        outbox: Outbox,
         owner: Owner,
         binding: Binding | None = None,
         clear: bool = False,
@@ -173,9 +178,12 @@ class Connection(Waiter):
         self.clear = clear
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines = deadlines
+        self._outbox = outbox
         self._transport: asyncio.Transport | TlsStream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._reader = ReplyReader()
+        self._out: list[bytes] = []  # to be written with the end of the turn
+        self._out_bytes = 0
         self._fifo: deque[object] = deque()
         self._unsent: deque[tuple[object, bytes]] = (
             deque()
@@ -289,8 +297,9 @@ class Connection(Waiter):
         self._fail(reason, detail, reply)
 
     def write(self, data: bytes) -> None:
-        """Of the opening."""
-        self._write(data)
+        """Of the opening, which may go over to TLS in the same turn: at once."""
+        assert self._transport is not None
+        self._transport.write(data)
 
     @property
     def tls_version(self) -> str:
@@ -348,12 +357,9 @@ class Connection(Waiter):
 
     def write_end(self, pieces: list[bytes], token: object) -> None:
         """The last of the message content, terminator included, in one gathering write; its reply carries `token`."""
-        assert self._transport is not None
         self._fifo.append(token)
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
+        for piece in pieces:
+            self._write(piece)
 
     def expect_until(self, phase: Phase, deadline_s: float) -> None:
         """The holder's present phase and when it ends in a timeout; NEVER while the backend owes nothing."""
@@ -604,8 +610,33 @@ class Connection(Waiter):
             self._send_next()
 
     def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+        """With the end of the turn; what is large at once."""
+        out = self._out
+        out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes >= KEPT_BYTES:
+            self.write_out()
+        elif len(out) == 1:
+            self._outbox.add(self)
+
+    def write_out(self) -> None:
+        out, transport = self._out, self._transport
+        if not out:
+            return  # it was large, and did not wait for the end of the turn
+        self._out = []
+        self._out_bytes = 0
+        if transport is None or transport.is_closing():
+            return  # it ended meanwhile: nothing more may follow what was cut
+        if len(out) == 1:
+            transport.write(out[0])
+        else:
+            transport.writelines(out)
+
+    def write_failed(self, error: Exception) -> None:
+        """As for any other exception out of a callback: the loop tells it in full, and it is not the backend's fault."""
+        assert self._loop is not None
+        self._loop.call_exception_handler({"message": "bug in connection, writing", "exception": error})
+        self._fail(Reason.BUG, b"local error")
 
     def _enter(self, phase: Phase, timeout_s: float) -> None:
         self._phase = phase

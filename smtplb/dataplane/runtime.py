@@ -13,13 +13,24 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 from smtplb.dataplane.deadlines import Deadlines
+from smtplb.dataplane.outbox import Outbox
 from smtplb.observe.events import Event, Notice
 
 
 class Runtime:
     """One for each worker. `session_prefix` makes ids of workers and restarts differ."""
 
-    __slots__ = ("_date", "_date_at", "_serial", "deadlines", "emit", "hello", "loop", "session_prefix")
+    __slots__ = (
+        "_date",
+        "_date_at",
+        "_serial",
+        "deadlines",
+        "emit",
+        "hello",
+        "loop",
+        "outbox",
+        "session_prefix",
+    )
 
     def __init__(
         self,
@@ -32,6 +43,7 @@ class Runtime:
     ) -> None:
         self.loop = loop
         self.deadlines = deadlines
+        self.outbox = Outbox(loop.call_soon)
         self.emit = emit
         self.hello = hello
         self.session_prefix = session_prefix

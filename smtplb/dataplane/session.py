@@ -20,6 +20,7 @@ from smtplb.dataplane.context import ListenerContext
 from smtplb.dataplane.deadlines import NEVER
 from smtplb.dataplane.dialogue import Channel, Dialogue
 from smtplb.dataplane.identity import Identity, read_address
+from smtplb.dataplane.outbox import Speaker
 from smtplb.dataplane.tls import TlsStream
 from smtplb.observe.ended import SessionEnded
 from smtplb.policy.refusal import READY_FOR_TLS, Refusal
@@ -75,7 +76,7 @@ class House(ABC):
     def session_over(self, session: Session) -> None: ...
 
 
-class Session(Channel):
+class Session(Channel, Speaker):
     """See the module. An asyncio.Protocol in all but its base class, which compiled classes cannot have."""
 
     __slots__ = (
@@ -92,6 +93,7 @@ class Session(Channel):
         "_message_until_s",
         "_named",
         "_out",
+        "_out_due",
         "_peer",
         "_reading_paused",
         "_skipped",
@@ -130,6 +132,7 @@ class Session(Channel):
         self._slots: list[ReplySlot] | None = None
         self._barrier = False  # a slot is due behind which nothing is read
         self._out: list[bytes] = []
+        self._out_due = False
         self._reading_paused = False  # for one of the reasons of _set_reading()
         self._writing_paused = False  # the client does not take our replies
         self._backend_paused = False  # the backend does not take the body
@@ -572,16 +575,14 @@ class Session(Channel):
         `grouped`: the client has just spoken. If it said all up to DATA at once, it can go on with nothing less than the answer to
         that, so those before it may wait for the first that a backend gives (RFC 2920 3.2).
         """
-        transport = self._transport
-        assert transport is not None
         self._dialogue.flush()
         if not self._slots and not self._held:
             # The client hears the answer: what it says from now on it says knowing it.
             self._dialogue.data_asked = False
-        out = self._out
-        if out and not (grouped and self._barrier and self._slots and self._dialogue.data_asked):
-            transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
+        held_back = grouped and self._barrier and self._slots and self._dialogue.data_asked
+        if not self._out_due and (self._closing or (self._out and not held_back)):
+            self._out_due = True
+            self._context.runtime.outbox.add(self)
         if self._goes_on:
             self._goes_on = False
             if not self._writing_paused:
@@ -589,9 +590,25 @@ class Session(Channel):
         if self._tls_due:
             self._tls_due = False
             if not self._closing:
+                self.write_out()
                 self._handshake()
-        elif self._closing and not transport.is_closing():
+
+    def write_out(self) -> None:
+        """With the end of the turn, or before a handshake; then close, if that was the last."""
+        self._out_due = False
+        out, transport = self._out, self._transport
+        if transport is None:
+            return
+        if out:
+            if not transport.is_closing():
+                transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+        if self._closing and not transport.is_closing():
             transport.close()
+
+    def write_failed(self, error: Exception) -> None:
+        self._context.runtime.bug("session, writing", error)
+        self.abort()
 
     # -- flow and time -----------------------------------------------------------------------------
 

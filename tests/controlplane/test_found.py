@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from smtplb.dataplane.certificates import FrontCertificates, client_context, reload_client_contexts
 from smtplb.dataplane.connection import Connection, Failure
 from smtplb.dataplane.deadlines import Deadlines
+from smtplb.dataplane.outbox import Outbox
 from smtplb.policy.outcome import Reason
 from smtplb.settings import (
     BackTlsMode,
@@ -102,7 +103,9 @@ async def opening(
     loop = asyncio.get_running_loop()
     deadlines = Deadlines.of(loop)
     settings = backend("p", "a", port=port, tls=tls, identity=identity)
-    it.connection = Connection(settings, hello=b"lb1.test", deadlines=deadlines, owner=it)
+    it.connection = Connection(
+        settings, hello=b"lb1.test", deadlines=deadlines, outbox=Outbox(loop.call_soon), owner=it
+    )
     it.connection.open(loop)
     try:
         await it.told()

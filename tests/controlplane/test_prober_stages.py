@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -22,8 +21,9 @@ from smtplb.smtp.extensions import Capabilities
 from smtplb.smtp.replies import Reply
 from tests.controlplane.clock import FakeClock
 from tests.controlplane.things import backend
+from tests.dataplane.fakes import FakeLoop
 
-LOOP = cast("asyncio.AbstractEventLoop", object())  # connections here never use it
+LOOP = FakeLoop().as_loop  # connections here never use it
 
 
 class Puppet:

@@ -146,6 +146,9 @@ class FakeLoop:
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         self._ready.append((callback, arguments))
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.violations.append(f"{context['message']}: {context['exception']!r}")
+
     def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> FakeTask:
         task = FakeTask(self, coroutine)
         self.call_soon(task.step)

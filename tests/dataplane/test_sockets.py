@@ -271,9 +271,11 @@ async def test_client_that_never_reads() -> None:
         client = await it.client()
         client.socket_wire.stall()
         client.say(b"HELP\r\n" * 1_000_000)
-        for _ in range(500):
-            await asyncio.sleep(0)
         (session,) = it.theatre.worker._listeners[0].sessions
+        for _ in range(10_000):
+            if session._writing_paused:
+                break
+            await asyncio.sleep(0)
         assert session._writing_paused
         assert client.socket_wire.transport.get_write_buffer_size() > 100_000, "it is not read either"
         client.socket_wire.unstall()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import cast
-
 import pytest
 
 from smtplb.dataplane.backend import Backend
@@ -12,6 +9,7 @@ from smtplb.dataplane.runtime import Runtime
 from smtplb.dataplane.warming import MAX_REST_S
 from smtplb.messages import BackendState, DrainSessions, SessionsDrained, StopAccepting
 from smtplb.settings import Address, BackendSettings, ConnectionSettings, IdentityMode, PoolSettings
+from tests.dataplane.fakes import FakeLoop
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.mta import Fault
 from tests.dataplane.setup import Setup
@@ -216,7 +214,7 @@ def test_one_that_fails_takes_nobody_down_whose_own_is_still_coming() -> None:
 def test_what_carries_a_clients_identity_is_not_opened_without_one() -> None:
     stage = FakeStage()
     runtime = Runtime(
-        cast("asyncio.AbstractEventLoop", None),
+        FakeLoop().as_loop,
         stage.deadlines,
         lambda event: None,
         hello=b"lb.test",

@@ -198,6 +198,7 @@ class Stage:
         while (step := min(self._next_deadline_s() - self.deadlines.clock() + 0.2, end - self._later_s)) > 0:
             self._later_s += step
             self.deadlines.advance(self.deadlines.clock())
+            self.worker._runtime.outbox.end_of_turn()
 
     def _next_deadline_s(self) -> float:
         waiting = [waiter.deadline_s for waiter in self._waiters()]

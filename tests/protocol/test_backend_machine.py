@@ -26,6 +26,7 @@ from smtplb.dataplane.binding import Binding
 from smtplb.dataplane.connection import Connection, Failure, Holder, Owner, State
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.identity import Identity
+from smtplb.dataplane.outbox import Outbox
 from smtplb.dataplane.pool import Pool
 from smtplb.dataplane.router import Target
 from smtplb.dataplane.runtime import Runtime
@@ -44,6 +45,7 @@ from smtplb.settings import (
 )
 from smtplb.smtp.extensions import Capabilities
 from tests.compiled import interpreted_only
+from tests.dataplane.fakes import FakeLoop
 from tests.effort import examples
 
 pytestmark = interpreted_only
@@ -63,6 +65,7 @@ class FakeConnection:
         *,
         hello: bytes,
         deadlines: Deadlines,
+        outbox: Outbox,
         owner: Owner,
         binding: Binding | None,
         clear: bool,
@@ -244,7 +247,7 @@ class Machine(RuleBasedStateMachine):
         self.limit, self.binds = limit, identity.binds
         self.states = dict.fromkeys(names, BackendState.UP)
         runtime = Runtime(
-            cast("asyncio.AbstractEventLoop", None),
+            FakeLoop().as_loop,
             self.deadlines,
             lambda event: None,
             hello=b"lb.test",

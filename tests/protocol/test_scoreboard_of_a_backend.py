@@ -19,6 +19,7 @@ from smtplb.observe.outcomes import Phase
 from smtplb.policy.outcome import Reason
 from smtplb.settings import Address, BackendSettings, PoolSettings
 from tests.compiled import interpreted_only
+from tests.dataplane.fakes import FakeLoop
 from tests.protocol.test_backend_machine import FakeConnection
 
 pytestmark = interpreted_only
@@ -61,7 +62,7 @@ def test_connections_that_did_not_come_up_leave_no_trace_in_other_workers(count:
     there = other.view(KEY)
     deadlines = Deadlines(lambda: 0.0, lambda delay, callback: cast("asyncio.TimerHandle", mock.Mock()))
     runtime = Runtime(
-        cast("asyncio.AbstractEventLoop", None),
+        FakeLoop().as_loop,
         deadlines,
         lambda event: None,
         hello=b"lb.test",
