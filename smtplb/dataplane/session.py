@@ -304,6 +304,8 @@ class Session(Channel, Speaker):
         if self._stage is not Stage.OPEN and not self._closing:
             self.close("client closed")
         self.turn()
+        if self._closing:
+            self.write_out()  # now: whoever called this closes the transport next
         return not self._closing
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -597,13 +599,13 @@ class Session(Channel, Speaker):
         """With the end of the turn, or before a handshake; then close, if that was the last."""
         self._out_due = False
         out, transport = self._out, self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
+            out.clear()
             return
         if out:
-            if not transport.is_closing():
-                transport.write(out[0] if len(out) == 1 else b"".join(out))
+            transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
-        if self._closing and not transport.is_closing():
+        if self._closing:
             transport.close()
 
     def write_failed(self, error: Exception) -> None:

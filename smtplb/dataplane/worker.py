@@ -100,9 +100,11 @@ class Worker(Waiter):
         self._sockets = sockets
 
     def close(self) -> None:
-        """End everything at once; what was not answered is the client's to repeat."""
+        """End everything at once; what was said in this turn is heard, what was not answered is the client's to repeat."""
         self._deadlines.disarm(self)
         self._stop_accepting()
+        if self._router is not None:
+            self._runtime.outbox.end_of_turn()
         for listener in self._all_listeners:
             for session in list(listener.sessions):
                 session.abort()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtplb.dataplane.outbox import MAX_SPEAKERS, Outbox, Speaker
+from smtplb.messages import DrainSessions
 from tests.compiled import interpreted_only
 from tests.dataplane.fakes import FakeTransport
 from tests.dataplane.harness import Client, FakeStage
@@ -150,6 +151,38 @@ def test_both_answers_of_a_turn_are_one_write() -> None:
     assert client.take_all() == ["250 2.0.0 Ok"] * 2
     assert len(client.transport.writes) == before + 1
     stage.finish()
+
+
+@pytest.mark.parametrize("said", [b"NOOP\r\n", b"QUIT\r\n", b"HELP"])
+def test_an_end_in_the_same_turn_does_not_take_the_answers_with_it(said: bytes) -> None:
+    """Who sends and closes its half at once (printf | nc) is still answered, though our transport is closed right behind it."""
+    stage = FakeStage(Setup(pools={"p": "A"}))
+    client = stage.client().hello()
+    transport = client.transport
+
+    def both() -> None:
+        transport.protocol.data_received(b"NOOP\r\n" + said)
+        if not transport.protocol.eof_received():
+            transport.close()
+
+    stage.loop.run(both)
+    answers = {b"NOOP\r\n": ["250 2.0.0 Ok"], b"QUIT\r\n": ["221 2.0.0 Bye"], b"HELP": []}
+    assert client.take_all() == ["250 2.0.0 Ok", *answers[said]]
+    assert transport.lost
+    stage.finish()
+
+
+def test_what_was_said_in_the_turn_in_which_the_worker_ends_is_heard() -> None:
+    stage = FakeStage(Setup(pools={"p": "A"}))
+    client = stage.client().hello()
+
+    def last_turn() -> None:
+        stage.worker.receive(DrainSessions(within_s=0.0))
+        stage.worker.close()
+
+    stage.loop.run(last_turn)
+    assert [line[:3] for line in client.take_all()] == ["421"]
+    stage.check()
 
 
 def test_the_last_word_leaves_before_the_end() -> None:
