@@ -66,9 +66,10 @@ class Case:
 
 
 CASES = (
-    Case("new", EVERYBODY, keep=False),
-    Case("kept", EVERYBODY),
-    Case("pipelining", SIDE_BY_SIDE, pipelining=True),
+    # Most of the goals are about these three: more rounds, since one alone is off by a tenth.
+    Case("new", EVERYBODY, keep=False, rounds=9),
+    Case("kept", EVERYBODY, rounds=9),
+    Case("pipelining", SIDE_BY_SIDE, pipelining=True, rounds=9),
     Case("1 KB new", THREE, size_bytes=KIB, keep=False, rounds=3),
     Case("1 KB kept", THREE, size_bytes=KIB, rounds=3),
     Case("100 KB", SIDE_BY_SIDE, size_bytes=100 * KIB, rounds=3),

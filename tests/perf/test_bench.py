@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from statistics import linear_regression
 from xml.etree import ElementTree
 
 import pytest
@@ -17,6 +18,7 @@ from bench.programs import BareRelay, TlsSink, module
 from bench.reach import GOALS, reach_table
 from bench.report import Results
 from bench.rounds import Measured
+from bench.soak import STEP_KIB, steepest_step
 from bench.subjects import SUBJECTS, make_certificate
 from tests.lab import SmtpSink
 from tests.lab.fixtures import Lab
@@ -158,3 +160,16 @@ def test_every_message_reaches_the_sink_with_tls(lab: Lab, tmp_path: Path) -> No
     load(sink.port, "--tls")
     load(sink.port, "--tls", "--keep", "--size", 100_000)
     assert sink.messages() == 80
+
+
+def test_the_soak_allows_one_step_of_memory_wherever_it_falls_and_no_second() -> None:
+    minutes, samples = 20.0, 240
+
+    def slope(*steps_at: int) -> float:
+        times = [minutes * number / samples for number in range(samples)]
+        kib = [STEP_KIB * sum(number >= at for at in steps_at) for number in range(samples)]
+        return linear_regression(times, kib).slope
+
+    allowed = steepest_step(minutes)
+    assert max(slope(at) for at in range(1, samples)) == pytest.approx(allowed, rel=0.01)
+    assert slope(80, 160) > allowed
