@@ -29,7 +29,8 @@ _DURATION = re.compile(r"(0|[1-9][0-9]{0,10})(ms|s|m|h|d)")
 _SIZE = re.compile(r"(0|[1-9][0-9]{0,11})(B|KiB|MiB|GiB)")
 _PERCENT = re.compile(r"(0|[1-9][0-9]{0,2})%")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
-_DIGITS = re.compile(r"[0-9]{1,9}")
+_BARE = re.compile(r"0|[1-9][0-9]{0,8}")
+_BARE_BELOW = 10**9
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 # RFC 5321 4.1.2 Domain, as a host name; 253 so that it fits DNS (RFC 1035 2.3.4: 255 octets on the wire).
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -41,11 +42,18 @@ def is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _wants_only_a_unit(value: object) -> bool:
+    """Else the advice to add one would be refused as well."""
+    if isinstance(value, str):
+        return _BARE.fullmatch(value) is not None
+    return isinstance(value, int) and is_number(value) and 0 <= value < _BARE_BELOW
+
+
 def duration(value: object) -> float:
     """`500ms`, `5s`, `5m`, `2h`, `1d` -> seconds."""
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        if is_number(value) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+        if _wants_only_a_unit(value):
             raise ValueError(f"a duration needs a unit: write {value}s (or ms, m, h, d)")
         raise ValueError(
             f"{quote(value)} is not a duration: write one number and one unit, such as 500ms, 5s, 5m, 2h, 1d"
@@ -90,7 +98,7 @@ def size(value: object) -> int:
     """`512B`, `256KiB`, `50MiB`, `1GiB` -> octets."""
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        if is_number(value) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+        if _wants_only_a_unit(value):
             raise ValueError(f"a size needs a unit: write {value}B (or KiB, MiB, GiB)")
         raise ValueError(
             f"{quote(value)} is not a size: write one number and one unit, such as 512B, 256KiB, 50MiB, 1GiB"

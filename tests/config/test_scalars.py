@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtplb.config.scalars import (
@@ -98,6 +98,19 @@ def test_a_bare_number_is_told_to_take_a_unit(bare: object) -> None:
         duration(bare)
     with pytest.raises(ValueError, match=r"write 5B"):
         size(bare)
+
+
+@given(st.integers() | st.text("0123456789-+_. ", max_size=12))
+@example(-1)
+@example("007")
+def test_advice_that_is_followed_is_accepted(bare: object) -> None:
+    """A number that wants more than its unit is not told to take one."""
+    for read, most in ((duration, MAX_DURATION_S), (size, 10**9)):
+        with pytest.raises(ValueError) as refusal:
+            read(bare)
+        advice = re.search(r"write (\S+) \(or", str(refusal.value))
+        if advice is not None and int(advice[1][:-1]) <= most:
+            read(advice[1])
 
 
 def test_a_duration_that_must_be_positive_is() -> None:
