@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from smtplb.observe.events import Event
+from smtplb.observe.events import WorkerEvent
 from smtplb.observe.histogram import Histogram
 from smtplb.settings import LogSettings, TrafficSettings
 
@@ -214,4 +214,4 @@ ToWorker = (
     | ReportRequest
     | RetriesRemembered
 )
-FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | RetriesRemembered | Event
+FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | RetriesRemembered | WorkerEvent

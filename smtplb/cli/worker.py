@@ -23,15 +23,10 @@ from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
 from smtplb.framing import FrameReader, frame
 from smtplb.messages import FromWorker, Handed, ReopenLog, ToWorker, WorkerStart
-from smtplb.observe.ended import SessionEnded, TransactionEnded
-from smtplb.observe.events import AttemptFailed
 from smtplb.observe.logs import LogWriter
 from smtplb.policy.affinity import Affinity
 
 MAX_DESCRIPTORS = 253  # in one packet (SCM_MAX_FD, unix(7))
-
-# Told to the log here, so that the supervisor does not handle every message: everything else goes to it.
-_LOGGED_HERE = (TransactionEnded, SessionEnded, AttemptFailed)
 
 
 class Channel(asyncio.Protocol):
@@ -94,7 +89,11 @@ class Channel(asyncio.Protocol):
         sockets = {name: list(islice(waiting, count)) for name, count in message.listeners.items()}
         if self._worker is None:
             loop, affinity = asyncio.get_running_loop(), Affinity(start.secret, shared=True)
-            self._worker = Worker(loop, self._deadlines, self._send, sockets, scoreboard, affinity)
+            assert self._log is not None
+            # What mail itself tells goes to the log here: the supervisor does not handle every message.
+            self._worker = Worker(
+                loop, self._deadlines, self._send, self._log.emit, sockets, scoreboard, affinity
+            )
         else:
             self._worker.take_sockets(sockets)
         for sock in self._sockets:  # the worker has duplicates of what it accepts on
@@ -112,10 +111,7 @@ class Channel(asyncio.Protocol):
         return found
 
     def _send(self, message: FromWorker) -> None:
-        if isinstance(message, _LOGGED_HERE):
-            assert self._log is not None
-            self._log.emit(message)
-        elif self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame(message))
 
 

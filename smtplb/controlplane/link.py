@@ -17,6 +17,7 @@ from typing import Protocol
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import FromWorker, ToWorker
+from smtplb.observe.events import MailEvent
 
 Sockets = dict[str, list[socket.socket]]
 
@@ -40,11 +41,16 @@ class LocalLink:
     """A worker in this process, with a timing wheel of its own. The sockets stay the caller's."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sockets: Sockets, receive: Callable[[FromWorker], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sockets,
+        receive: Callable[[FromWorker], None],
+        *,
+        log: Callable[[MailEvent], None],
     ) -> None:
         self.restarts = 0
         self._deadlines = Deadlines.of(loop)
-        self._worker = Worker(loop, self._deadlines, receive, sockets)
+        self._worker = Worker(loop, self._deadlines, receive, log, sockets)
 
     def send(self, message: ToWorker) -> None:
         self._worker.receive(message)

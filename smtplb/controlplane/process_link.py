@@ -39,7 +39,7 @@ from smtplb.messages import (
     WorkerReport,
     WorkerStart,
 )
-from smtplb.observe.events import Notice
+from smtplb.observe.events import MailEvent, Notice
 from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSettings
 
 YOUNG_S = 1.0  # a worker that died before this age may do so again and again
@@ -370,10 +370,10 @@ class ProcessLinks:
             self._receive(SessionsDrained(self._ended_sessions))
 
 
-def link_for(settings: Settings) -> OpenLink:
-    """One worker lives in this process; several are processes of their own."""
+def link_for(settings: Settings, log: Callable[[MailEvent], None]) -> OpenLink:
+    """One worker lives in this process; several are processes of their own, with a log of their own."""
     if settings.workers == 1:
-        return LocalLink
+        return partial(LocalLink, log=log)
     return partial(ProcessLinks, count=settings.workers, log=settings.log)
 
 

@@ -50,7 +50,6 @@ from smtplb.messages import (
     StopAccepting,
     WorkerReport,
 )
-from smtplb.observe.ended import SessionEnded, TransactionEnded
 from smtplb.observe.events import BackendBlamed, Event, Notice
 from smtplb.policy.health import OperatorState
 from smtplb.settings import Address, Policy, Settings
@@ -113,7 +112,7 @@ class Supervisor:
         self.settings = settings
         self.emit = emit
         if open_link is None:
-            open_link = link_for(settings)
+            open_link = link_for(settings, emit)
         self._open_link = open_link
         self._handed = handed
         self._notifier = notifier
@@ -516,9 +515,7 @@ class Supervisor:
         self._link.send(snapshot)
 
     def _from_worker(self, message: FromWorker) -> None:
-        if type(message) is TransactionEnded or type(message) is SessionEnded:  # by far the most frequent
-            self.emit(message)
-        elif isinstance(message, WorkerReport):
+        if isinstance(message, WorkerReport):
             future = self._reports.get(message.serial)
             if future is not None and not future.done():
                 future.set_result(message)

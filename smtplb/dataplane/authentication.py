@@ -131,8 +131,8 @@ class Authentication(Seeker):
         session_id = client.id if client is not None else ""
         client_text = client.client_text if client is not None else ""
         blamed = decision.blame is Blame.AT_ONCE
-        emit = self._context.runtime.emit
-        emit(
+        runtime = self._context.runtime
+        runtime.log(
             AttemptFailed(
                 pool=pool,
                 backend=name,
@@ -146,7 +146,7 @@ class Authentication(Seeker):
             )
         )
         if blamed:
-            emit(BackendBlamed(pool, name, session_id, client_text, failure.reason.value))
+            runtime.emit(BackendBlamed(pool, name, session_id, client_text, failure.reason.value))
         self.start()
         if self.over and client is not None:
             client.turn()

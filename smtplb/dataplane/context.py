@@ -209,7 +209,7 @@ class ListenerContext:
         if histogram is None:
             histogram = counters.durations_s[event.pool] = Histogram()
         histogram.observe(event.duration_s)
-        self.runtime.emit(event)
+        self.runtime.log(event)
 
     def report(self, *, accepting: bool, sessions_open: int) -> ListenerReport:
         counters = self.counters

@@ -52,8 +52,8 @@ class Reporter:
         if counted:
             backend.attempts[outcome] += 1
         pool, name = backend.key
-        emit = self._context.runtime.emit
-        emit(
+        runtime = self._context.runtime
+        runtime.log(
             AttemptFailed(
                 pool=pool,
                 backend=name,
@@ -68,7 +68,7 @@ class Reporter:
             )
         )
         if blamed:
-            emit(BackendBlamed(pool, name, self._session_id, self._client_text, reason.value))
+            runtime.emit(BackendBlamed(pool, name, self._session_id, self._client_text, reason.value))
 
     def proven(self, suspicion: Suspicion) -> None:
         """Another backend answered the same command well: the one suspected was at fault (design 4.4)."""

@@ -14,11 +14,13 @@ from email.utils import formatdate
 
 from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.outbox import Outbox
-from smtplb.observe.events import Event, Notice
+from smtplb.observe.events import MailEvent, Notice, WorkerEvent
 
 
 class Runtime:
-    """One for each worker. `session_prefix` makes ids of workers and restarts differ."""
+    """One for each worker. `emit` tells the control plane, `log` the log alone: what each message tells takes the short way.
+    `session_prefix` makes ids of workers and restarts differ.
+    """
 
     __slots__ = (
         "_date",
@@ -27,6 +29,7 @@ class Runtime:
         "deadlines",
         "emit",
         "hello",
+        "log",
         "loop",
         "outbox",
         "session_prefix",
@@ -36,8 +39,9 @@ class Runtime:
         self,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
-        emit: Callable[[Event], None],
+        emit: Callable[[WorkerEvent], None],
         *,
+        log: Callable[[MailEvent], None],
         hello: bytes,
         session_prefix: str,
     ) -> None:
@@ -45,6 +49,7 @@ class Runtime:
         self.deadlines = deadlines
         self.outbox = Outbox(loop.call_soon)
         self.emit = emit
+        self.log = log
         self.hello = hello
         self.session_prefix = session_prefix
         self._serial = 0

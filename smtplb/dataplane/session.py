@@ -323,7 +323,7 @@ class Session(Channel, Speaker):
         # No cycle is left to the garbage collector: TLS buffers would wait for it.
         self._transport = None
         self._dialogue.detach()
-        context.runtime.emit(
+        context.runtime.log(
             SessionEnded(
                 listener=context.name,
                 session_id=self.id,

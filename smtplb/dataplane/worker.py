@@ -34,7 +34,7 @@ from smtplb.messages import (
     ToWorker,
     WorkerReport,
 )
-from smtplb.observe.events import BackendBlamed, Event, Notice
+from smtplb.observe.events import BackendBlamed, MailEvent, Notice, WorkerEvent
 from smtplb.policy.affinity import Affinity
 from smtplb.settings import ListenerSettings, TrafficSettings
 
@@ -50,6 +50,7 @@ class Worker(Waiter):
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
         send: Callable[[FromWorker], None],
+        log: Callable[[MailEvent], None],
         sockets: dict[str, list[socket.socket]],
         scoreboard: Scoreboard | None = None,
         affinity: Affinity | None = None,
@@ -59,6 +60,7 @@ class Worker(Waiter):
         self._loop = loop
         self._deadlines = deadlines
         self._send = send
+        self._log = log
         self._sockets = sockets
         self._scoreboard = scoreboard
         self._affinity = affinity
@@ -138,6 +140,7 @@ class Worker(Waiter):
             self._loop,
             self._deadlines,
             self._emit,
+            log=self._log,
             hello=traffic.hostname.encode("ascii"),
             session_prefix=secrets.token_hex(3) + "-",
         )
@@ -219,7 +222,7 @@ class Worker(Waiter):
 
     # -- telling of backends -----------------------------------------------------------------------
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: WorkerEvent) -> None:
         if type(event) is BackendBlamed and self._router is not None:
             key = (event.pool, event.backend)  # a reload may have taken it out meanwhile
             self._tell_traffic([backend for backend in self._router.backends if backend.key == key])

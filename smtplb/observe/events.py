@@ -70,6 +70,8 @@ class Notice:
     fields: dict[str, str | int | float] = field(default_factory=dict)
 
 
-Event = (
-    TransactionEnded | AttemptFailed | BackendBlamed | SessionEnded | BackendChanged | GroupShifted | Notice
-)
+# What each message and each session tells: for the log alone.
+MailEvent = TransactionEnded | AttemptFailed | SessionEnded
+# What the control plane hears of a worker as well.
+WorkerEvent = BackendBlamed | Notice
+Event = MailEvent | WorkerEvent | BackendChanged | GroupShifted

@@ -16,7 +16,7 @@ from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import BackendState, FromWorker, WorkerReport
 from smtplb.observe.ended import SessionEnded, TransactionEnded
-from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice
+from smtplb.observe.events import AttemptFailed, BackendBlamed, MailEvent, Notice
 from smtplb.settings import Address
 from tests.dataplane.fakes import NO_TIMER, FakeLoop, FakeSocket, FakeTransport, PendingConnect
 from tests.dataplane.mta import OFFERS, ModelMta
@@ -31,9 +31,9 @@ class Record:
     """What the worker told."""
 
     def __init__(self) -> None:
-        self.messages: list[FromWorker] = []
+        self.messages: list[FromWorker | MailEvent] = []
 
-    def of(self, kind: type) -> list[FromWorker]:
+    def of(self, kind: type) -> list[FromWorker | MailEvent]:
         return [message for message in self.messages if isinstance(message, kind)]
 
     @property
@@ -190,6 +190,7 @@ class FakeStage:
         self.worker = Worker(
             self.loop.as_loop,
             self.deadlines,
+            self.record.messages.append,
             self.record.messages.append,
             {"in": [cast("socket.socket", FakeSocket())]},
         )

@@ -217,6 +217,7 @@ def test_what_carries_a_clients_identity_is_not_opened_without_one() -> None:
         FakeLoop().as_loop,
         stage.deadlines,
         lambda event: None,
+        log=lambda event: None,
         hello=b"lb.test",
         session_prefix="s",
     )

@@ -151,7 +151,7 @@ class SocketTheatre:
             self._addresses[name] = Address("127.0.0.1", port)
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._deadlines = Deadlines.of(loop)
-        self.worker = Worker(loop, self._deadlines, self._take, {"in": [self._listening]})
+        self.worker = Worker(loop, self._deadlines, self._take, self._take, {"in": [self._listening]})
         self._apply()
         return self
 

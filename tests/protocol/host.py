@@ -119,7 +119,7 @@ async def _serve() -> None:
             sys.stderr.write(f"{message.text}\n{message.fields}\n")
 
     deadlines = Deadlines.of(loop)
-    worker = Worker(loop, deadlines, take, {"in": [listening]})
+    worker = Worker(loop, deadlines, take, lambda event: None, {"in": [listening]})
     worker.receive(snapshot)
     print(listening.getsockname()[1], flush=True)  # noqa: T201
     gc.collect()

@@ -19,7 +19,7 @@ from smtplb.dataplane.listener import Listener
 from smtplb.dataplane.worker import Worker
 from smtplb.messages import BackendStanding, BackendState, FromWorker, Snapshot
 from smtplb.observe.ended import SessionEnded, TransactionEnded
-from smtplb.observe.events import AttemptFailed, BackendBlamed, Notice
+from smtplb.observe.events import AttemptFailed, BackendBlamed, MailEvent, Notice
 from smtplb.settings import (
     Address,
     BackendSettings,
@@ -91,7 +91,7 @@ class Stage:
         self._listener = {"target": pools[0].name, **(listener or {})}
         self._unix = unix
         self._dual_stack = dual_stack  # an IPv6 socket that takes IPv4 as well, as systemd makes them
-        self.messages: list[FromWorker] = []
+        self.messages: list[FromWorker | MailEvent] = []
         self.clients: list[Client] = []
         self.faults: list[str] = []  # exceptions that came out of callbacks
         self.states: dict[str, BackendState] = {}
@@ -123,7 +123,9 @@ class Stage:
             self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._socket.setblocking(False)
         self.deadlines = Deadlines(lambda: loop.time() + self._later_s, loop.call_later)
-        self.worker = Worker(loop, self.deadlines, self.messages.append, {"in": [self._socket]})
+        self.worker = Worker(
+            loop, self.deadlines, self.messages.append, self.messages.append, {"in": [self._socket]}
+        )
         self.apply()
         return self
 

@@ -250,6 +250,7 @@ class Machine(RuleBasedStateMachine):
             FakeLoop().as_loop,
             self.deadlines,
             lambda event: None,
+            log=lambda event: None,
             hello=b"lb.test",
             session_prefix="s",
         )

@@ -65,6 +65,7 @@ def test_connections_that_did_not_come_up_leave_no_trace_in_other_workers(count:
         FakeLoop().as_loop,
         deadlines,
         lambda event: None,
+        log=lambda event: None,
         hello=b"lb.test",
         session_prefix="s",
     )
