@@ -434,6 +434,8 @@ class Connection(Waiter, Speaker):
         self._deadlines.disarm(self)
         self._unsent.clear()
         self._fifo.clear()
+        self._out.clear()
+        self._out_bytes = 0
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -621,12 +623,11 @@ class Connection(Waiter, Speaker):
 
     def write_out(self) -> None:
         out, transport = self._out, self._transport
-        if not out:
-            return  # it was large, and did not wait for the end of the turn
+        if not out or transport is None:
+            return  # it was large, and did not wait for the end of the turn; or the connection has ended
         self._out = []
         self._out_bytes = 0
-        if transport is None or transport.is_closing():
-            return  # it ended meanwhile: nothing more may follow what was cut
+        # A transport that was aborted takes it and does nothing; one that is being closed, behind what it was given before.
         if len(out) == 1:
             transport.write(out[0])
         else:

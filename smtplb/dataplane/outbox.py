@@ -57,10 +57,21 @@ class Outbox:
         self._flush_is_due = False
         self._flush()
 
+    def write_now(self, speaker: Speaker) -> None:
+        """Before the end of the turn, for who will have no transport then."""
+        try:
+            speaker.write_out()
+        except Exception as error:
+            speaker.write_failed(error)
+
     def _flush(self) -> None:
+        """Each is told, whatever becomes of the others."""
         due, self._due = self._due, []
+        second: Exception | None = None
         for speaker in due:
             try:
-                speaker.write_out()
+                self.write_now(speaker)
             except Exception as error:
-                speaker.write_failed(error)
+                second = error
+        if second is not None:
+            raise second

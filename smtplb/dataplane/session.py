@@ -87,7 +87,6 @@ class Session(Channel, Speaker):
         "_dialogue",
         "_end_reason",
         "_errors",
-        "_goes_on",
         "_held",
         "_house",
         "_message_until_s",
@@ -102,6 +101,7 @@ class Session(Channel, Speaker):
         "_started_s",
         "_tls_due",
         "_transport",
+        "_turn_due",
         "_writing_paused",
         "draining",
     )
@@ -127,7 +127,7 @@ class Session(Channel, Speaker):
         self._closing = False  # the last reply was given; nothing more is read
         # of input and output
         self._held = b""
-        self._goes_on = False  # more of what is held may be looked at, in the next turn
+        self._turn_due = False  # more of what is held may be looked at, in the next turn
         self._skipped = b""  # how the line began that is too long, while the rest of it is awaited
         self._slots: list[ReplySlot] | None = None
         self._barrier = False  # a slot is due behind which nothing is read
@@ -305,7 +305,8 @@ class Session(Channel, Speaker):
             self.close("client closed")
         self.turn()
         if self._closing:
-            self.write_out()  # now: whoever called this closes the transport next
+            # Now: whoever called this closes the transport next.
+            self._context.runtime.outbox.write_now(self)
         return not self._closing
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -448,6 +449,9 @@ class Session(Channel, Speaker):
         while at < len(data) and not (
             self._barrier or self._closing or self._writing_paused or self._tls_due
         ):
+            if len(self._out) >= MAX_REPLIES_A_TURN:
+                self._go_on_later()
+                break
             if dialogue.in_body:
                 data, at = dialogue.body(data[at:] if at else data), 0
                 read = True
@@ -474,9 +478,6 @@ class Session(Channel, Speaker):
                 self._line(data[line_at : end - 1], bare=False)
             else:
                 self._line(data[line_at:end], bare=True)
-            if len(self._out) >= MAX_REPLIES_A_TURN:
-                self._goes_on = at < len(data)
-                break
         if read and not self._closing and not self._slots:  # else the time begins when the replies were given
             self._expect_input()
         if self._tls_due:
@@ -485,6 +486,15 @@ class Session(Channel, Speaker):
         elif not self._closing:
             self._held = data[at:] if at else data
             self._set_reading()
+
+    def _go_on_later(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._context.runtime.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn_due = False
+        self.turn()
 
     def _line(self, line: bytes, *, bare: bool) -> None:
         """`bare`: it ended with an LF alone."""
@@ -553,7 +563,8 @@ class Session(Channel, Speaker):
             self._read(held)
         else:
             self._set_reading()
-        if self.half_closed and not self._reply_due and not self._goes_on:
+        # What it does not read yet holds up what it said last: that is looked at when it reads on.
+        if self.half_closed and not (self._reply_due or self._turn_due or self._writing_paused):
             self._client_left()
 
     def _settle(self) -> None:
@@ -585,10 +596,6 @@ class Session(Channel, Speaker):
         if not self._out_due and (self._closing or (self._out and not held_back)):
             self._out_due = True
             self._context.runtime.outbox.add(self)
-        if self._goes_on:
-            self._goes_on = False
-            if not self._writing_paused:
-                self._context.runtime.loop.call_soon(self.turn)
         if self._tls_due:
             self._tls_due = False
             if not self._closing:
@@ -599,10 +606,9 @@ class Session(Channel, Speaker):
         """With the end of the turn, or before a handshake; then close, if that was the last."""
         self._out_due = False
         out, transport = self._out, self._transport
-        if transport is None or transport.is_closing():
-            out.clear()
-            return
-        if out:
+        if transport is None:
+            return  # the client is gone
+        if out:  # a transport that was aborted takes it and does nothing
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if self._closing:

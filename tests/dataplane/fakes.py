@@ -249,7 +249,8 @@ class FakeTransport:
             "only immutable bytes may be handed to a transport"
         )
         data = b"".join(chunks)
-        if not data or self._closing:
+        # As uvloop does it: behind close() nothing more is taken, unless it still has something to send; behind abort() nothing.
+        if not data or self._aborted or (self._closing and not self.unsent):
             return
         # Only a long replay may go out in several batches, since no event tells that the kernel has taken one.
         if self.writes and self.writes[-1][0] == self._loop.turn and len(self.writes[-1][1]) < CATCH_UP_BYTES:

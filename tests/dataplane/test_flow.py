@@ -225,3 +225,38 @@ def test_replay_waits_for_a_slow_second_backend() -> None:
     assert client.take_all() == ["250 2.0.0 queued at B as 1"]
     assert stage.mtas["B"].taken[0].body == LINE * 21_000
     stage.finish()
+
+
+HALF_CLOSED = {
+    "many commands": b"NOOP\r\n" * 10_000,
+    "mail behind many commands": (
+        ONE := b"MAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\nBDAT 4 LAST\r\nhi\r\n"
+    )
+    + b"NOOP\r\n" * 9_000
+    + ONE,
+    "many recipients": 25
+    * (
+        b"MAIL FROM:<s@a.test>\r\n"
+        + b"".join(b"RCPT TO:<r%d@b.test>\r\n" % number for number in range(150))
+        + b"BDAT 4 LAST\r\nhi\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("said", HALF_CLOSED.values(), ids=HALF_CLOSED.keys())
+def test_who_closes_its_half_and_reads_late_is_answered_all_the_same(said: bytes) -> None:
+    """All at once, SHUT_WR behind it, and the answers only later: while they wait for the client nothing is given up."""
+    stage = FakeStage(Setup(pools={"p": "A"}, limits={"errors": 1_000_000}))
+    client = stage.client().hello()
+    client.transport.stall()
+    client.transport.deliver(said)
+    client.transport.deliver_eof()
+    stage.loop.settle()
+    stage.clock(1)
+    assert not client.transport.is_closing()
+    client.transport.unstall()
+    stage.loop.settle()
+    assert len(client.take_all()) == said.count(b"\r\n") - said.count(b"hi\r\n")
+    assert stage.taken() == {"A": said.count(b"BDAT")}
+    assert client.transport.lost
+    stage.finish()

@@ -195,3 +195,26 @@ def test_the_last_word_leaves_before_the_end() -> None:
     assert client.take_all() == ["221 2.0.0 Bye"]
     assert client.transport.lost
     stage.finish()
+
+
+def test_who_cannot_even_be_ended_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second bug while the first is dealt with: the others of that turn are written to, and go on."""
+    stage = FakeStage(Setup(pools={"p": "A"}))
+    first, second = with_a_neighbour(stage)
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(first.transport, "writelines", broken)
+    monkeypatch.setattr(first.transport, "abort", broken)
+
+    def both() -> None:
+        for client in (first, second):
+            client.transport.protocol.data_received(b"NOOP\r\n")
+
+    stage.loop.call_soon(both)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        stage.loop.settle()
+    stage.loop.settle()
+    assert second.take_all() == ["250 2.0.0 Ok"]
+    assert second.ask("NOOP") == ["250 2.0.0 Ok"]
