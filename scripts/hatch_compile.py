@@ -27,8 +27,8 @@ DONE = ".compiled"
 MODULES = {
     "smtp": "address body chunks commands extensions identity replies verbs",
     "policy": "affinity balance limits outcome retry routing rule_index",
-    "dataplane": "attempt authentication backend binding connection context course deadlines dialogue identity listener opening outbox "
-    "pool relay replay reply_counts reporting router runtime scoreboard search session tls transaction waiting",
+    "dataplane": "attempt authentication backend binding connection context course deadlines dialogue identity listener "
+    "opening outbox pool relay replay reply_counts reporting router runtime scoreboard search session tls transaction waiting",
     "controlplane": "verdict",
     "observe": "encode ended histogram lines logs",
 }
