@@ -358,8 +358,10 @@ class Connection(Waiter, Speaker):
     def write_end(self, pieces: list[bytes], token: object) -> None:
         """The last of the message content, terminator included, in one gathering write; its reply carries `token`."""
         self._fifo.append(token)
-        for piece in pieces:
-            self._write(piece)
+        first = not self._out
+        self._out.extend(pieces)
+        self._out_bytes += sum([len(piece) for piece in pieces])
+        self._leave(first)
 
     def expect_until(self, phase: Phase, deadline_s: float) -> None:
         """The holder's present phase and when it ends in a timeout; NEVER while the backend owes nothing."""
@@ -612,19 +614,23 @@ class Connection(Waiter, Speaker):
             self._send_next()
 
     def _write(self, data: bytes) -> None:
-        """With the end of the turn; what is large at once."""
-        out = self._out
-        out.append(data)
+        first = not self._out
+        self._out.append(data)
         self._out_bytes += len(data)
+        self._leave(first)
+
+    def _leave(self, first: bool) -> None:
+        """With the end of the turn; what is large at once. `first`: nothing was waiting to leave."""
         if self._out_bytes >= KEPT_BYTES:
             self.write_out()
-        elif len(out) == 1:
+        elif first:
             self._outbox.add(self)
 
     def write_out(self) -> None:
         out, transport = self._out, self._transport
-        if not out or transport is None:
+        if not out:
             return  # it was large, and did not wait for the end of the turn; or the connection has ended
+        assert transport is not None
         self._out = []
         self._out_bytes = 0
         # A transport that was aborted takes it and does nothing; one that is being closed, behind what it was given before.

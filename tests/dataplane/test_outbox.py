@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtplb.dataplane.outbox import MAX_SPEAKERS, Outbox, Speaker
+from smtplb.dataplane.outbox import KEPT_BYTES, MAX_SPEAKERS, Outbox, Speaker
 from smtplb.messages import DrainSessions
 from tests.compiled import interpreted_only
 from tests.dataplane.fakes import FakeTransport
@@ -218,3 +218,17 @@ def test_who_cannot_even_be_ended_takes_nobody_along(monkeypatch: pytest.MonkeyP
     stage.loop.settle()
     assert second.take_all() == ["250 2.0.0 Ok"]
     assert second.ask("NOOP") == ["250 2.0.0 Ok"]
+
+
+def test_a_large_last_piece_and_its_terminator_are_one_write() -> None:
+    stage = FakeStage(Setup(pools={"p": "A"}))
+    client = stage.client().hello()
+    assert client.ask("MAIL FROM:<s@a.test>", "RCPT TO:<r@b.test>", "DATA")[-1].startswith("354")
+    body = b"x" * 70 + b"\r\n"
+    client.send(body * (2 * KEPT_BYTES // len(body)) + b".\r\n")
+    assert client.take_all()[-1].startswith("250")
+    (to_a,) = [wire for wire in stage.wires if not isinstance(wire.peer, Client)]
+    _, last = to_a.ours.writes[-1]
+    assert last.endswith(b"\r\n.\r\n")
+    assert len(last) > KEPT_BYTES
+    stage.finish()
