@@ -26,12 +26,10 @@ SESSIONS = 20
 SEGMENT_S = 20.0
 SAMPLE_S = 5.0
 MEASURE_MESSAGES = 2000
-STEP_KIB = (
-    1024.0  # what Python's allocator takes from the system at a time: flat memory may still take one more
-)
-MOST_DESCRIPTORS = (
-    2 * SESSIONS
-)  # between the least and the most: each session and its connection to a backend
+# What Python's allocator takes from the system at a time: flat memory may still take one more.
+STEP_KIB = 1024.0
+# Between the least and the most: each session and its connection to a backend.
+MOST_DESCRIPTORS = 2 * SESSIONS
 
 
 def everything(stage: Stage) -> Smtplb:
@@ -105,14 +103,15 @@ class Soak:
                 )
 
     def verdict(self) -> bool:
-        settled = [sample for sample in self.samples if sample[0] > self._seconds / 3]
+        settles_s = self._seconds / 3
+        settled = [sample for sample in self.samples if sample[0] > settles_s]
         slope = linear_regression([at / 60 for at, _, _ in settled], [kib for _, kib, _ in settled]).slope
         descriptors = [count for _, _, count in settled]
         print(
             f"{self.messages:,} messages, {len(self.errors)} errors; resident {mean(kib for _, kib, _ in settled) / 1024:.1f} MiB, "
             f"{slope:+.1f} KiB a minute; descriptors {min(descriptors)} to {max(descriptors)}"
         )
-        allowed = steepest_step(self._seconds / 60 * 2 / 3)
+        allowed = steepest_step((self._seconds - settles_s) / 60)
         print(
             f"flat: at most {allowed:.1f} KiB a minute and {MOST_DESCRIPTORS} descriptors between least and most"
         )

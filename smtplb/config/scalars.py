@@ -30,7 +30,7 @@ _SIZE = re.compile(r"(0|[1-9][0-9]{0,11})(B|KiB|MiB|GiB)")
 _PERCENT = re.compile(r"(0|[1-9][0-9]{0,2})%")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
 _BARE = re.compile(r"0|[1-9][0-9]{0,8}")
-_BARE_BELOW = 10**9
+_BARE_NUMBERS = range(10**9)  # the same, read by YAML
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 # RFC 5321 4.1.2 Domain, as a host name; 253 so that it fits DNS (RFC 1035 2.3.4: 255 octets on the wire).
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -46,7 +46,7 @@ def _wants_only_a_unit(value: object) -> bool:
     """Else the advice to add one would be refused as well."""
     if isinstance(value, str):
         return _BARE.fullmatch(value) is not None
-    return isinstance(value, int) and is_number(value) and 0 <= value < _BARE_BELOW
+    return is_number(value) and value in _BARE_NUMBERS
 
 
 def duration(value: object) -> float:

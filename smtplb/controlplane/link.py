@@ -1,7 +1,8 @@
 """How messages travel between the supervisor and a worker.
 
 Owns the way. Does not own what the messages say (messages.py), nor who answers.
-Invariant: nothing passes but messages, in the order in which they were sent.
+Invariant: nothing passes but messages, in the order in which they were sent. What mail itself tells does not pass: a worker
+hands it to the log.
 
 LocalLink calls straight through, in both directions, within the same turn: a sender must be ready for the
 answer before its own call returns. A link to a worker process takes its place without either side noticing.

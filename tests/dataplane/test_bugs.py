@@ -33,7 +33,8 @@ FROM_THE_BACKENDS_SIDE = [
 pytestmark = interpreted_only
 
 
-def raises_once(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, *, at: int = 0) -> None:
+def raises_once(monkeypatch: pytest.MonkeyPatch, kind: object, name: str, *, at: int = 0) -> None:
+    """A method of a class, or of one object."""
     original = getattr(kind, name)
     calls = iter(range(1000))
 
@@ -66,7 +67,7 @@ def test_bug_in_a_turn_of_the_client(monkeypatch: pytest.MonkeyPatch, kind: type
     assert len(stage.record.bugs) == 1
     assert "a bug of ours" in stage.record.bugs[0]
     assert stage.record.blamed == []
-    stage.record.messages[:] = [m for m in stage.record.messages if getattr(m, "what", "") != "bug"]
+    stage.record.forget_bugs()
     stage.finish()
 
 

@@ -227,19 +227,16 @@ def test_replay_waits_for_a_slow_second_backend() -> None:
     stage.finish()
 
 
+def by_bdat(recipients: int) -> bytes:
+    """A message, all at once."""
+    to = b"".join(b"RCPT TO:<r%d@b.test>\r\n" % number for number in range(recipients))
+    return b"MAIL FROM:<s@a.test>\r\n%sBDAT 4 LAST\r\nhi\r\n" % to
+
+
 HALF_CLOSED = {
     "many commands": b"NOOP\r\n" * 10_000,
-    "mail behind many commands": (
-        ONE := b"MAIL FROM:<s@a.test>\r\nRCPT TO:<r@b.test>\r\nBDAT 4 LAST\r\nhi\r\n"
-    )
-    + b"NOOP\r\n" * 9_000
-    + ONE,
-    "many recipients": 25
-    * (
-        b"MAIL FROM:<s@a.test>\r\n"
-        + b"".join(b"RCPT TO:<r%d@b.test>\r\n" % number for number in range(150))
-        + b"BDAT 4 LAST\r\nhi\r\n"
-    ),
+    "mail behind many commands": by_bdat(1) + b"NOOP\r\n" * 9_000 + by_bdat(1),
+    "many recipients": 25 * by_bdat(150),
 }
 
 

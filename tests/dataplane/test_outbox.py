@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from smtplb.dataplane.outbox import KEPT_BYTES, MAX_SPEAKERS, Outbox, Speaker
 from smtplb.messages import DrainSessions
 from tests.compiled import interpreted_only
-from tests.dataplane.fakes import FakeTransport
 from tests.dataplane.harness import Client, FakeStage
 from tests.dataplane.setup import Setup
+from tests.dataplane.test_bugs import raises_once
 
 
 class Hand:
@@ -85,26 +85,9 @@ def test_a_crowd_does_not_wait_for_its_last() -> None:
     assert len(hand.told) == MAX_SPEAKERS
 
 
-def fails_once(monkeypatch: pytest.MonkeyPatch, transport: FakeTransport) -> None:
-    original = transport.writelines
-    calls = iter(range(1000))
-
-    def writelines(chunks: list[bytes]) -> None:
-        if next(calls) == 0:
-            raise RuntimeError("a bug of ours")
-        original(chunks)
-
-    monkeypatch.setattr(transport, "writelines", writelines)
-
-
 def with_a_neighbour(stage: FakeStage) -> tuple[Client, Client]:
     """Two sessions whose writes fall into one turn."""
     return stage.client().hello(), stage.client().hello()
-
-
-def forget_bugs(stage: FakeStage) -> None:
-    stage.record.messages[:] = [m for m in stage.record.messages if getattr(m, "what", "") != "bug"]
-    stage.loop.violations.clear()
 
 
 def test_a_reply_that_cannot_be_written_ends_its_session_and_no_other(
@@ -112,7 +95,7 @@ def test_a_reply_that_cannot_be_written_ends_its_session_and_no_other(
 ) -> None:
     stage = FakeStage(Setup(pools={"p": "A"}))
     first, second = with_a_neighbour(stage)
-    fails_once(monkeypatch, first.transport)
+    raises_once(monkeypatch, first.transport, "writelines")
     for client in (first, second):
         client.say(b"NOOP\r\n")
     stage.loop.settle()
@@ -121,7 +104,7 @@ def test_a_reply_that_cannot_be_written_ends_its_session_and_no_other(
     assert second.take_all() == ["250 2.0.0 Ok"]
     assert len(stage.record.bugs) == 1
     assert "a bug of ours" in stage.record.bugs[0]
-    forget_bugs(stage)
+    stage.record.forget_bugs()
     stage.finish()
 
 
@@ -131,12 +114,12 @@ def test_a_command_that_cannot_be_written_is_not_the_backends_fault(monkeypatch:
     for _ in range(2):
         assert client.message()[-1].startswith("250")
     to_a, _to_b = [wire for wire in stage.wires if not isinstance(wire.peer, Client)]
-    fails_once(monkeypatch, to_a.ours)
+    raises_once(monkeypatch, to_a.ours, "writelines")
     assert client.message()[-1].startswith("250"), "the other takes it"
     assert stage.record.blamed == []
     assert stage.taken() == {"A": 1, "B": 2}
     assert any("a bug of ours" in violation for violation in stage.loop.violations)
-    forget_bugs(stage)
+    stage.loop.violations.clear()
     stage.finish()
 
 
