@@ -53,13 +53,16 @@ class BackendStanding:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """The first message to a worker process: who it is, and where its log lines go. `scoreboard`: a descriptor that it has."""
+    """The first message to a worker process: who it is, and where its log lines go. `scoreboard`: a descriptor that it has.
+    `processor`: the one that it is to stay on; None: any.
+    """
 
     number: int
     workers: int
     scoreboard: int
     log: LogSettings
     secret: bytes = field(repr=False)  # keys the hashes of policy/affinity.py
+    processor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

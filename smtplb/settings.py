@@ -432,6 +432,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     workers: int = 1  # processes that carry mail; 1: this one does
+    worker_cpu_affinity: bool = False  # each of several workers stays on one processor
     sha256: str = ""  # of the files it came from, hexadecimal; "" when it came from none
     sha256_written: str = ""  # the same without the lists behind `file:`
     lists: tuple[str, ...] = ()  # the files behind `file:`, as paths

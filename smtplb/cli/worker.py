@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
 from smtplb.framing import FrameReader, frame
 from smtplb.messages import FromWorker, Handed, ReopenLog, ToWorker, WorkerStart
+from smtplb.observe.events import Notice
 from smtplb.observe.logs import LogWriter
 from smtplb.policy.affinity import Affinity
 
@@ -61,6 +63,8 @@ class Channel(asyncio.Protocol):
                 # One key for all workers: marks of hidden addresses are to be the same in each log.
                 key = hashlib.sha256(b"log" + message.secret).digest()
                 self._log = LogWriter(message.log, key=key)
+                if message.processor is not None:
+                    _stay_on(message.processor, self._log)
             case Handed():
                 self._handed(message)
             case ReopenLog():
@@ -113,6 +117,14 @@ class Channel(asyncio.Protocol):
     def _send(self, message: FromWorker) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame(message))
+
+
+def _stay_on(processor: int, log: LogWriter) -> None:
+    try:
+        os.sched_setaffinity(0, {processor})
+    except OSError as error:  # taken away just now: mail goes on, where the kernel likes
+        text = f"cannot stay on processor {processor}: {error.strerror}"
+        log.emit(Notice("warning", "worker-cpu-affinity", text))
 
 
 async def _run(messages: int, descriptors: int) -> None:

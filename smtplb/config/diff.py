@@ -78,6 +78,8 @@ def _goes_on(old: Mapping[str, ListenerSettings], new: Mapping[str, ListenerSett
 def _restart(old: Settings, new: Settings) -> Iterable[str]:
     if old.workers != new.workers:
         yield "workers"
+    if old.worker_cpu_affinity != new.worker_cpu_affinity:
+        yield "worker_cpu_affinity"
     if old.admin != new.admin:
         yield from (f"admin.{key}" for key in _changed_keys(old.admin, new.admin))
     if old.probes_bind != new.probes_bind:

@@ -17,6 +17,7 @@ from smtplb.config.groups import read_groups
 from smtplb.config.listeners import Binds, read_listeners
 from smtplb.config.networks import read_networks
 from smtplb.config.pools import read_pools
+from smtplb.config.readers import AUTO
 from smtplb.config.relay_guard import whence
 from smtplb.config.routes import read_routes
 from smtplb.config.scalars import format_size, hostname
@@ -75,6 +76,7 @@ def read_document(checker: Checker, source: str) -> Settings:
         log=LogSettings(**checker.read(Log, ("log",)).written()),
         shutdown=ShutdownSettings(**checker.read(Shutdown, ("shutdown",)).written()),
         workers=document.workers,
+        worker_cpu_affinity=_worker_cpu_affinity(checker, document),
         sha256=checker.files.sha256,
         sha256_written=checker.files.sha256_written,
         lists=checker.files.lists,
@@ -83,6 +85,13 @@ def read_document(checker: Checker, source: str) -> Settings:
     if checker.errors:
         raise ConfigErrors(checker.errors)
     return settings
+
+
+def _worker_cpu_affinity(checker: Checker, document: Document) -> bool:
+    if document.worker_cpu_affinity and document.workers == 1 and checker.text_at(("workers",)) != AUTO:
+        message = "no effect with one worker, which is the main process: write workers: auto, or a number"
+        checker.fault(("worker_cpu_affinity",), message, of_key=True)
+    return document.worker_cpu_affinity
 
 
 def _replay(checker: Checker, state_dir: str | None) -> dict[str, Any]:

@@ -373,6 +373,7 @@ class Document(Section):
     hostname: Hostname | None = None
     include: Annotated[list[Annotated[str, PlainValidator(text)]], BeforeValidator(as_list)] = []
     workers: Annotated[int, PlainValidator(readers.workers)] = 1
+    worker_cpu_affinity: Annotated[bool, PlainValidator(boolean)] = False
     state_dir: Annotated[str, PlainValidator(readers.state_directory)] | None = None
     shutdown: Shutdown | None = None
     replay: Replay | None = None

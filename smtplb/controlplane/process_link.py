@@ -115,6 +115,7 @@ class ProcessLinks:
         *,
         count: int,
         log: LogSettings,
+        cpu_affinity: bool = False,
     ) -> None:
         self._loop = loop
         self._sockets = sockets
@@ -122,6 +123,7 @@ class ProcessLinks:
         self._draining: DrainSessions | None = None
         self._count = count
         self._log = log
+        self._cpu_affinity = cpu_affinity
         self._snapshot: Snapshot | None = None
         self._scoreboard: Scoreboard | None = None
         self._placed: dict[
@@ -223,6 +225,7 @@ class ProcessLinks:
                 scoreboard=self._scoreboard.descriptor,
                 log=self._log,
                 secret=self._secret,
+                processor=self._processor(process.number),
             )
         )
         self._hand(process)
@@ -230,6 +233,13 @@ class ProcessLinks:
         if self._draining is not None:  # meanwhile we began to stop
             process.send(StopAccepting())
             process.send(self._draining)
+
+    def _processor(self, number: int) -> int | None:
+        """Those that we may use now, in turn: a processor may have gone since another worker started."""
+        if not self._cpu_affinity:
+            return None
+        processors = sorted(os.sched_getaffinity(0))
+        return processors[number % len(processors)]
 
     def _hand(self, process: _Process) -> None:
         number = process.number
@@ -374,7 +384,12 @@ def link_for(settings: Settings, log: Callable[[MailEvent], None]) -> OpenLink:
     """One worker lives in this process; several are processes of their own, with a log of their own."""
     if settings.workers == 1:
         return partial(LocalLink, log=log)
-    return partial(ProcessLinks, count=settings.workers, log=settings.log)
+    return partial(
+        ProcessLinks,
+        count=settings.workers,
+        log=settings.log,
+        cpu_affinity=settings.worker_cpu_affinity,
+    )
 
 
 def _how(code: int | None) -> str:

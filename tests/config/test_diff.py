@@ -92,6 +92,12 @@ def test_what_needs_a_restart(old: str, new: str, key: str) -> None:
     assert plan(load_text(FILE), changed(old, new)).restart == (key,)
 
 
+def test_processors_of_workers_need_a_restart() -> None:
+    several = changed("hostname:", "workers: 2\nhostname:")
+    bound = changed("hostname:", "workers: 2\nworker_cpu_affinity: true\nhostname:")
+    assert plan(several, bound).restart == ("worker_cpu_affinity",)
+
+
 def test_listeners_whose_beginning_changed_end_their_sessions_and_no_others() -> None:
     old = load_text(FILE)
     mx, out = old.traffic.listeners

@@ -198,6 +198,20 @@ def test_workers_are_a_number_from_1_to_64_or_auto(written: str) -> None:
     assert error.message.endswith("from 1 to 64, or auto")
 
 
+@pytest.mark.parametrize("workers", ["2", "auto"])
+def test_workers_may_stay_on_their_processors(workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})  # auto is one worker here, elsewhere many
+    settings = settings_of(SMALLEST + f"workers: {workers}\nworker_cpu_affinity: true\n")
+    assert settings.worker_cpu_affinity
+
+
+@pytest.mark.parametrize("workers", ["", "workers: 1\n"])
+def test_one_worker_has_no_processor_of_its_own(workers: str) -> None:
+    error = only_error(SMALLEST + f"{workers}worker_cpu_affinity: true\n")
+    assert error.key == "worker_cpu_affinity"
+    assert error.message.startswith("no effect with one worker")
+
+
 # The rest.
 
 

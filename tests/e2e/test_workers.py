@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -42,6 +43,26 @@ async def test_least_connection_counts_the_transactions_of_all_workers(begin: Be
             break
     FIGURES.info("%d sessions over workers %s, at backends %s", SESSIONS, spread, under_way)
     assert sum(count > 0 for count in spread) > 1
+
+
+async def test_each_worker_stays_on_its_processor(begin: Begin, embed: Embed) -> None:
+    backend = await embed("only")
+    entry = {"name": backend.name, "address": backend.address}
+    ours = sorted(os.sched_getaffinity(0))
+    count = min(len(ours) + 1, 64)  # the last one shares the first one's
+    sections = {"workers": count, "worker_cpu_affinity": True}
+    balancer = Smtplb({"relays": pool(entry)}, sections=sections)
+    await asyncio.to_thread(begin, balancer)
+    assert await asyncio.to_thread(balancer.is_ready)
+    everybody = sorted([*ours, ours[0]])
+    await until(lambda: bound(workers_of(balancer)) == everybody, "each is where it stays")
+    async with session(balancer.port) as client:
+        assert (await client.send()).startswith("250")
+
+
+def bound(pids: Iterable[int]) -> list[int]:
+    """The processors that each of them may use."""
+    return sorted(number for pid in pids for number in os.sched_getaffinity(pid))
 
 
 async def test_auto_is_a_worker_for_each_processor(begin: Begin, embed: Embed) -> None:
