@@ -23,7 +23,7 @@ from bench.cases import CASES, FAIR, HAPROXY, Case
 from bench.memory import Memory
 from bench.rounds import Measured, Rounds
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 WHOLE, PART = "whole", "part"
 
 
