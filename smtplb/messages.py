@@ -198,6 +198,14 @@ class WorkerReport:
     backends: list[BackendReport]
 
 
+BEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """From a worker process, every BEAT_S: its loop turns."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReloadCertificates:
     """Certificate files changed: read them again. What cannot be read leaves the old ones in use, with a Notice."""
@@ -217,4 +225,4 @@ ToWorker = (
     | ReportRequest
     | RetriesRemembered
 )
-FromWorker = WorkerReport | SessionsDrained | BackendsAnswered | RetriesRemembered | WorkerEvent
+FromWorker = WorkerReport | Beat | SessionsDrained | BackendsAnswered | RetriesRemembered | WorkerEvent

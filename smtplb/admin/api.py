@@ -64,7 +64,7 @@ class Api:
 
     async def livez(self, request: web.Request) -> web.Response:
         if not self._control.live():
-            raise ApiError(503, "not alive", live=False)
+            raise ApiError(503, "a worker does not answer", live=False)
         return _json({"live": True})
 
     async def readyz(self, request: web.Request) -> web.Response:

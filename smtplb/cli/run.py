@@ -30,6 +30,7 @@ from smtplb.observe.events import Event, Notice
 from smtplb.observe.logs import LibraryHandler, LogWriter
 from smtplb.settings import Settings
 
+LOOK_AGAIN_S = 1.0  # a worker that did not answer
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -121,10 +122,11 @@ async def _feed(notifier: Notifier, supervisor: Supervisor) -> None:
     while notifier.watchdog_s is not None:
         try:
             await supervisor.worker_report()
+        except TimeoutError:  # systemd ends us, if the worker neither answers in time nor is replaced
+            await asyncio.sleep(LOOK_AGAIN_S)
+        else:
             notifier.alive()
-        except TimeoutError:
-            pass  # systemd ends us, if it does not answer in time
-        await asyncio.sleep(notifier.watchdog_s / 3)
+            await asyncio.sleep(notifier.watchdog_s / 3)
 
 
 async def serve(

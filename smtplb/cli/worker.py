@@ -8,6 +8,7 @@ Invariant: it ends when the socket pair ends, whoever closed it. It imports noth
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import os
 import signal
@@ -23,7 +24,7 @@ from smtplb.dataplane.deadlines import Deadlines
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.dataplane.worker import Worker
 from smtplb.framing import FrameReader, frame
-from smtplb.messages import FromWorker, Handed, ReopenLog, ToWorker, WorkerStart
+from smtplb.messages import BEAT_S, Beat, FromWorker, Handed, ReopenLog, ToWorker, WorkerStart
 from smtplb.observe.events import Notice
 from smtplb.observe.logs import LogWriter
 from smtplb.policy.affinity import Affinity
@@ -50,6 +51,12 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._beat()
+
+    def _beat(self) -> None:
+        if not self.ended.is_set():
+            self._send(Beat())
+            asyncio.get_running_loop().call_later(BEAT_S, self._beat)
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -141,6 +148,7 @@ async def _run(messages: int, descriptors: int) -> None:
 
 
 def main() -> None:
+    faulthandler.enable()  # SIGABRT: where it hung, on standard error
     uvloop.run(_run(*map(int, sys.argv[1:3])))
 
 

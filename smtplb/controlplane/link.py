@@ -31,6 +31,9 @@ class WorkerLink(Protocol):
     def hand(self, sockets: Sockets) -> None:
         """The listening sockets that go with the next snapshot, which is of a new configuration. They stay the caller's."""
 
+    def live(self) -> bool:
+        """Every worker was heard of lately."""
+
     def close(self) -> None:
         """End the worker at once; nothing arrives from it any more. send() must not be called again."""
 
@@ -58,6 +61,9 @@ class LocalLink:
 
     def hand(self, sockets: Sockets) -> None:
         self._worker.take_sockets(sockets)
+
+    def live(self) -> bool:
+        return True  # in the loop that is asked
 
     def close(self) -> None:
         self._worker.close()

@@ -4,6 +4,10 @@ Owns starting, watching and replacing worker processes, and putting their report
 Invariant: every worker has the latest snapshot; a dead one is replaced, its sockets stay open here meanwhile, so clients
 that connect wait in the queue and are not refused. A worker ends when its socket pair does: none outlives this process.
 
+A worker that hangs is as bad as one that died, for the kernel goes on giving it clients: its loop sends a beat every second, and
+one that has been silent for long is killed. Silence is counted in turns of a timer of our own, not read from a clock: if this
+process or the whole host was stopped meanwhile, what workers said is still unread, and nobody is to be killed for that.
+
 Listening sockets reach a worker by SCM_RIGHTS, at its start as well as at a reload, on a socket pair of their own: uvloop's
 transports cannot carry descriptors. They are sent before the message that speaks of them, so that a worker never waits.
 """
@@ -26,7 +30,9 @@ from smtplb.controlplane.reports import ended, merged
 from smtplb.dataplane.scoreboard import Scoreboard
 from smtplb.framing import FrameReader, frame
 from smtplb.messages import (
+    BEAT_S,
     BackendKey,
+    Beat,
     DrainSessions,
     FromWorker,
     Handed,
@@ -44,6 +50,8 @@ from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSetti
 
 YOUNG_S = 1.0  # a worker that died before this age may do so again and again
 RESTART_PAUSE_S = 0.5  # after such a one; even then another one is there within a second
+SILENT_BEATS = 5  # then it is not alive
+HANGING_BEATS = 10  # then it is killed, long before systemd ends all of us (WatchdogSec=30 in examples/)
 ENDING_S = 2.0  # for a worker to end by itself once its socket pair is closed
 # Before a place in the scoreboard is another backend's: longer than any transaction that began at the one before.
 PLACE_RESTS_S = 7200.0
@@ -65,11 +73,15 @@ class _Process(asyncio.Protocol):
         self.child: subprocess.Popen[bytes] | None = None
         self.pidfd: int | None = None
         self.started_s = 0.0
+        self.is_up = False  # it was heard of: how long a start takes depends on how many start
+        self.silent_beats = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        self.is_up = True
+        self.silent_beats = 0
         for message in self._reader.feed(data):
             self._links.received(self, message)
 
@@ -135,6 +147,7 @@ class ProcessLinks:
         self._processes: list[_Process | None] = [None] * count
         self._closing = False
         self._timers: set[asyncio.TimerHandle] = set()
+        self._next_beats: asyncio.TimerHandle | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._reports: dict[int, dict[int, WorkerReport]] = {}
         self._asked: dict[int, set[int]] = {}  # by serial: workers that still owe a report
@@ -156,6 +169,7 @@ class ProcessLinks:
                 self._place(message.traffic)
                 for number in range(self._count):
                     self._start(number)
+                self._count_beats()
                 return
             if before.configuration != message.configuration:
                 self._place(message.traffic)
@@ -174,8 +188,15 @@ class ProcessLinks:
     def hand(self, sockets: Sockets) -> None:
         self._sockets = sockets
 
+    def live(self) -> bool:
+        return not any(
+            process is not None and process.silent_beats >= SILENT_BEATS for process in self._processes
+        )
+
     def close(self) -> None:
         self._closing = True
+        if self._next_beats is not None:
+            self._next_beats.cancel()
         for timer in self._timers:
             timer.cancel()
         for task in self._starting:
@@ -272,6 +293,26 @@ class ProcessLinks:
         self._places += 1
         return self._places - 1
 
+    def _count_beats(self) -> None:
+        """Every BEAT_S."""
+        for process in self._processes:
+            if process is not None and process.is_up:
+                process.silent_beats += 1
+                if process.silent_beats >= HANGING_BEATS:
+                    self._kill(process)
+        self._next_beats = self._loop.call_later(BEAT_S, self._count_beats)
+
+    def _kill(self, process: _Process) -> None:
+        """It hangs. SIGABRT, which makes it tell where (cli/worker.py); SIGKILL if that is not heard either."""
+        assert process.child is not None
+        if process.silent_beats > HANGING_BEATS:
+            process.child.kill()
+            return
+        process.child.send_signal(signal.SIGABRT)
+        silent_s = HANGING_BEATS * BEAT_S
+        text = f"worker {process.number} has not answered for {silent_s:.0f} s: it is killed"
+        self._receive(Notice("error", "worker-hangs", text))
+
     def _ended(self, process: _Process) -> None:
         """Its pidfd became readable: the process is gone."""
         self._forget(process)
@@ -338,6 +379,8 @@ class ProcessLinks:
             self._last[process.number] = message
             self._reports.setdefault(message.serial, {})[process.number] = message
             self._report_settled(message.serial, process.number)
+        elif isinstance(message, Beat):
+            pass  # it was heard
         elif isinstance(message, SessionsDrained):
             self._settle_drained(process.number, message.ended)
         elif isinstance(message, RetriesRemembered):

@@ -39,6 +39,7 @@ from smtplb.dataplane.deadlines import Deadlines
 from smtplb.messages import (
     BackendKey,
     BackendsAnswered,
+    Beat,
     DrainSessions,
     FromWorker,
     ReloadCertificates,
@@ -424,8 +425,8 @@ class Supervisor:
         return self._phase
 
     def live(self) -> bool:
-        """The supervisor's loop runs, since it answers; a worker in this process runs on the same loop."""
-        return self._phase != "stopped"
+        """The supervisor's loop turns, since it answers, and so does that of every worker."""
+        return self._phase != "stopped" and (self._link is None or self._link.live())
 
     def _not_serving(self) -> list[str]:
         return {
@@ -526,8 +527,8 @@ class Supervisor:
                 if seen.delivered:
                     self._prober.alive(key)
             self._ejector.answered(message)
-        elif isinstance(message, RetriesRemembered):
-            raise AssertionError("for other workers: process_link.py passes it on")
+        elif isinstance(message, RetriesRemembered | Beat):
+            raise AssertionError("process_link.py keeps it")
         else:
             if isinstance(message, BackendBlamed):
                 self._prober.doubted((message.pool, message.backend))

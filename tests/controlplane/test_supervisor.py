@@ -61,6 +61,9 @@ class Worker:
     def hand(self, sockets: Sockets) -> None:
         self.sockets = sockets
 
+    def live(self) -> bool:
+        return self.answers_reports
+
     def close(self) -> None:
         self.closed = True
 
@@ -248,6 +251,9 @@ class TestReading:
             view = stage.supervisor.readiness()
             assert (view.ready, view.reasons, view.listeners) == (True, [], {"mx": True, "out": True})
             assert stage.supervisor.live()
+            stage.worker.answers_reports = False
+            assert not stage.supervisor.live()
+            assert stage.supervisor.readiness().ready  # of backends and listeners
 
     async def test_one_listener_with_a_usable_backend_is_enough_and_each_has_its_own_answer(self) -> None:
         async with running() as stage:
