@@ -6,6 +6,7 @@ Invariant: plain, picklable data; a receiver never keeps a reference into the se
 supervisor -> worker: Snapshot, StopAccepting, DrainSessions, ReportRequest, ReloadCertificates, ReopenLog.
 supervisor -> worker process, besides: WorkerStart, Handed.
 worker -> supervisor: WorkerReport, SessionsDrained, BackendsAnswered, and the events of observe/events.py.
+worker process -> supervisor's process: Beat.
 worker -> other workers, by way of the supervisor's process: RetriesRemembered.
 """
 
@@ -54,7 +55,7 @@ class BackendStanding:
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
     """The first message to a worker process: who it is, and where its log lines go. `scoreboard`: a descriptor that it has.
-    `processor`: the one that it is to stay on; None: any.
+    `processor`: the one that it is to stay on; None: any. `tell_where`: the signal at which it says on standard error where it is.
     """
 
     number: int
@@ -62,6 +63,7 @@ class WorkerStart:
     scoreboard: int
     log: LogSettings
     secret: bytes = field(repr=False)  # keys the hashes of policy/affinity.py
+    tell_where: int
     processor: int | None = None
 
 

@@ -66,6 +66,8 @@ class Channel(asyncio.Protocol):
         match message:
             case WorkerStart():
                 self._start = message
+                if sys.stderr is not None:  # closed by who started us
+                    faulthandler.register(message.tell_where)  # in C: it needs no turn of the loop
                 self._scoreboard = Scoreboard(message.scoreboard, message.workers, message.number)
                 # One key for all workers: marks of hidden addresses are to be the same in each log.
                 key = hashlib.sha256(b"log" + message.secret).digest()
@@ -148,7 +150,6 @@ async def _run(messages: int, descriptors: int) -> None:
 
 
 def main() -> None:
-    faulthandler.enable()  # SIGABRT: where it hung, on standard error
     uvloop.run(_run(*map(int, sys.argv[1:3])))
 
 

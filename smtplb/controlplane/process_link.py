@@ -52,6 +52,7 @@ YOUNG_S = 1.0  # a worker that died before this age may do so again and again
 RESTART_PAUSE_S = 0.5  # after such a one; even then another one is there within a second
 SILENT_BEATS = 5  # then it is not alive
 HANGING_BEATS = 10  # then it is killed, long before systemd ends all of us (WatchdogSec=30 in examples/)
+TELL_WHERE = signal.SIGUSR2
 ENDING_S = 2.0  # for a worker to end by itself once its socket pair is closed
 # Before a place in the scoreboard is another backend's: longer than any transaction that began at the one before.
 PLACE_RESTS_S = 7200.0
@@ -246,6 +247,7 @@ class ProcessLinks:
                 scoreboard=self._scoreboard.descriptor,
                 log=self._log,
                 secret=self._secret,
+                tell_where=TELL_WHERE,
                 processor=self._processor(process.number),
             )
         )
@@ -303,14 +305,16 @@ class ProcessLinks:
         self._next_beats = self._loop.call_later(BEAT_S, self._count_beats)
 
     def _kill(self, process: _Process) -> None:
-        """It hangs. SIGABRT, which makes it tell where (cli/worker.py); SIGKILL if that is not heard either."""
+        """It hangs. It is to tell where, and ends a beat later: not by SIGABRT, which may leave mail in a core file."""
         assert process.child is not None
         if process.silent_beats > HANGING_BEATS:
             process.child.kill()
             return
-        process.child.send_signal(signal.SIGABRT)
+        process.child.send_signal(TELL_WHERE)
         silent_s = HANGING_BEATS * BEAT_S
-        text = f"worker {process.number} has not answered for {silent_s:.0f} s: it is killed"
+        text = (
+            f"worker {process.number} has not answered for {silent_s:.0f} s: it is killed unless it does now"
+        )
         self._receive(Notice("error", "worker-hangs", text))
 
     def _ended(self, process: _Process) -> None:
