@@ -32,7 +32,10 @@ class WorkerLink(Protocol):
         """The listening sockets that go with the next snapshot, which is of a new configuration. They stay the caller's."""
 
     def live(self) -> bool:
-        """Every worker was heard of lately."""
+        """Every worker was heard of lately, or is only now coming up."""
+
+    def accepts(self) -> bool:
+        """At least one worker is up, and was heard of lately."""
 
     def close(self) -> None:
         """End the worker at once; nothing arrives from it any more. send() must not be called again."""
@@ -64,6 +67,9 @@ class LocalLink:
 
     def live(self) -> bool:
         return True  # in the loop that is asked
+
+    def accepts(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._worker.close()

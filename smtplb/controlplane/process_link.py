@@ -95,6 +95,10 @@ class _Process(asyncio.Protocol):
         """What is sent arrives. Before that the process is only now coming up, and gets the latest of everything."""
         return self._transport is not None
 
+    @property
+    def is_silent(self) -> bool:
+        return self.silent_beats >= SILENT_BEATS
+
     def hand(self, sockets: Sockets, places: dict[BackendKey, int]) -> None:
         """Its listening sockets, and where backends are in the scoreboard. For the snapshot that follows."""
         descriptors = [sock.fileno() for socks in sockets.values() for sock in socks]
@@ -190,8 +194,11 @@ class ProcessLinks:
         self._sockets = sockets
 
     def live(self) -> bool:
-        return not any(
-            process is not None and process.silent_beats >= SILENT_BEATS for process in self._processes
+        return not any(process is not None and process.is_silent for process in self._processes)
+
+    def accepts(self) -> bool:
+        return any(
+            process is not None and process.is_up and not process.is_silent for process in self._processes
         )
 
     def close(self) -> None:

@@ -397,8 +397,8 @@ class Supervisor:
         return (await self._picture()).pools()
 
     def readiness(self, *, ignore_backends: bool = False) -> ReadinessView:
-        """Ready: serving, and at least one listener has a usable backend (unless backends are to be
-        ignored).
+        """Ready: serving, with a worker that is up, and at least one listener has a usable backend (unless
+        backends are to be ignored).
         """
         listeners = {
             listener.name: self._has_usable(listener.target) for listener in self.settings.traffic.listeners
@@ -429,6 +429,8 @@ class Supervisor:
         return self._phase != "stopped" and (self._link is None or self._link.live())
 
     def _not_serving(self) -> list[str]:
+        if self._phase == "serving" and self._link is not None and not self._link.accepts():
+            return ["no worker is up"]
         return {
             "starting": ["starting: the first checks are not over"],
             "serving": [],

@@ -79,6 +79,7 @@ async def balancer(log: Path) -> AsyncIterator[Balancer]:
     it = Balancer(log)
     await it.supervisor.start()
     try:
+        assert it.supervisor.readiness().reasons == ["no worker is up"]
         await it.greet_all()
         yield it
     finally:
@@ -97,6 +98,7 @@ async def test_one_that_hangs_is_killed_and_its_clients_are_served(
         os.kill(victim, signal.SIGSTOP)
         await it.until(lambda: it.errors() == ["worker-hangs"])
         assert not it.supervisor.live()
+        assert it.supervisor.readiness().ready  # by the other one
         await it.until(lambda: it.errors() == ["worker-hangs", "worker-died"])
         assert it.supervisor.live()
         await it.greet_all()

@@ -50,6 +50,7 @@ class Worker:
         self.sockets = sockets
         self.heard: list[ToWorker] = []
         self.answers_reports = True
+        self.is_up = True
         self.drains_at_once = True
         self.closed = False
         self.restarts = 0
@@ -63,6 +64,9 @@ class Worker:
 
     def live(self) -> bool:
         return self.answers_reports
+
+    def accepts(self) -> bool:
+        return self.is_up
 
     def close(self) -> None:
         self.closed = True
@@ -253,7 +257,16 @@ class TestReading:
             assert stage.supervisor.live()
             stage.worker.answers_reports = False
             assert not stage.supervisor.live()
-            assert stage.supervisor.readiness().ready  # of backends and listeners
+            assert stage.supervisor.readiness().ready  # another one may take clients
+
+    async def test_not_ready_without_a_worker(self) -> None:
+        async with running() as stage:
+            stage.worker.is_up = False
+            for view in (
+                stage.supervisor.readiness(ignore_backends=True),
+                stage.supervisor.readiness_of("mx"),
+            ):
+                assert (view.ready, view.reasons) == (False, ["no worker is up"])
 
     async def test_one_listener_with_a_usable_backend_is_enough_and_each_has_its_own_answer(self) -> None:
         async with running() as stage:
