@@ -49,7 +49,7 @@ from smtplb.observe.events import MailEvent, Notice
 from smtplb.settings import BackendSettings, LogSettings, Settings, TrafficSettings
 
 YOUNG_S = 1.0  # a worker that died before this age may do so again and again
-RESTART_PAUSE_S = 0.5  # after such a one; even then another one is there within a second
+RESTART_PAUSE_S = 0.5  # after the second such a one in a row, and each one after it
 SILENT_BEATS = 5  # then it is not alive
 HANGING_BEATS = 10  # then it is killed, long before systemd ends all of us (WatchdogSec=30 in examples/)
 TELL_WHERE = signal.SIGUSR2
@@ -150,6 +150,7 @@ class ProcessLinks:
         self._places = 0  # how many there are
         self._secret = secrets.token_bytes(16)  # the same for a replaced worker: what others know still holds
         self._processes: list[_Process | None] = [None] * count
+        self._died_young = [0] * count  # in a row
         self._closing = False
         self._timers: set[asyncio.TimerHandle] = set()
         self._next_beats: asyncio.TimerHandle | None = None
@@ -342,7 +343,8 @@ class ProcessLinks:
             self._report_settled(serial, number)
         self.restarts += 1
         lived_s = self._loop.time() - process.started_s
-        pause_s = 0.0 if lived_s >= YOUNG_S else RESTART_PAUSE_S
+        self._died_young[number] = self._died_young[number] + 1 if lived_s < YOUNG_S else 0
+        pause_s = RESTART_PAUSE_S if self._died_young[number] > 1 else 0.0
         self._receive(
             Notice(
                 "error", "worker-died", f"worker {number} died ({_how(code)}); another one takes its place"
