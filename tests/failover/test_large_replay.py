@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ async def send_part(client: Client, data: bytes) -> None:
     for at in range(0, len(data), PIECE_BYTES):
         client._writer.write(data[at : at + PIECE_BYTES])
         await client._writer.drain()
+
+
+def has_read_all(balancer: Smtplb) -> bool:
+    """Nothing that clients wrote is still in the kernel: a drained writer alone says little, some MB have room there."""
+    queues = []
+    for line in Path(f"/proc/{balancer.pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queue, *_ = line.split()  # proc(5): tx_queue:rx_queue
+        if f":{balancer.port:04X}" in (local[-5:], remote[-5:]):
+            queues.append(queue)
+    return set(queues) == {"00000000:00000000"}
 
 
 def open_replay_files(balancer: Smtplb) -> int:
@@ -93,6 +104,7 @@ async def test_they_arrive_whole_and_once_and_the_files_are_gone(
         await client.say("EHLO client.test")
         await begin_message(client, f"s{number}@a.test")
         await send_part(client, body[:12_000_000])
+    await until(lambda: has_read_all(balancer), "the balancer has it all")
     assert open_replay_files(balancer) == len(bodies)
     await asyncio.to_thread(servers[0].kill_hard)
     await until(lambda: len(balancer.records("attempt-failed")) == len(bodies), "the balancer has seen it")
@@ -141,6 +153,7 @@ async def test_a_message_over_the_budget_goes_on_without_replay_and_its_loss_is_
         await begin_message(big, "big@a.test")
         await send_part(small, body_of(small_id, 1_000_000))
         await send_part(big, body_of(big_id, 4_000_000))
+        await until(lambda: has_read_all(balancer), "the balancer has it all")
         await asyncio.to_thread(servers[0].kill_hard)
         await until(lambda: len(balancer.records("attempt-failed")) == 2, "the balancer has seen it")
         assert (await small.say(".")).startswith("250")
@@ -168,6 +181,7 @@ async def test_a_replay_over_a_slow_way_holds_the_client_and_nothing_else(lab: L
         async with session(balancer.port) as client:
             await begin_message(client, "held@a.test")
             await send_part(client, body[:6_000_000])
+            await until(lambda: has_read_all(balancer), "the balancer has it all")
             await asyncio.to_thread(servers[0].kill_hard)
             async with asyncio.timeout(30):
                 await slow.stalled.wait()
