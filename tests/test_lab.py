@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import smtplib
 import socket
@@ -35,6 +34,7 @@ from tests.lab import (
 from tests.lab.fixtures import Lab
 from tests.lab.ports import _diagnosed, _tabled
 from tests.lab.process import sweep
+from tests.lab.tcp_table import LISTEN, sockets_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SENDER, RECIPIENT = "a@a.test", "b@b.test"
@@ -125,16 +125,8 @@ def test_a_program_that_cannot_start_says_why(lab: Lab) -> None:
 
 def listening_sockets(instance: Instance) -> set[str]:
     """Local addresses of its TCP listeners, as hexadecimal ADDRESS:PORT of /proc/net/tcp."""
-    sockets = set()
-    for descriptor in (path for pid in instance.pids() for path in Path("/proc").glob(f"{pid}/fd/*")):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            sockets.add(os.readlink(descriptor))
-    rows = [
-        row.split()
-        for table in ("tcp", "tcp6")
-        for row in Path(f"/proc/self/net/{table}").read_text().splitlines()
-    ]
-    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+    sockets = (sock for pid in instance.pids() for sock in sockets_of(pid))
+    return {sock.local for sock in sockets if sock.state == LISTEN}
 
 
 @pytest.mark.parametrize("program", [Postfix, Exim, Sendmail, SmtpSink])

@@ -14,6 +14,7 @@ from tests.e2e.balancer import FIGURES, Smtplb, pool
 from tests.e2e.client import Traffic, settle, until
 from tests.lab import Mta, Postfix
 from tests.lab.fixtures import Lab
+from tests.lab.tcp_table import ESTABLISHED, LISTEN, sockets_of
 
 WORKERS = 3
 SESSIONS = 18
@@ -29,28 +30,13 @@ def workers_of(balancer: Smtplb) -> set[int]:
     }
 
 
-ESTABLISHED, LISTEN = "01", "0A"  # /proc/net/tcp, proc(5)
-
-
-def sockets_of(pid: int, port: int, state: str) -> int:
-    """Of a process, on this local port, in this state."""
-    inodes = set()
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            inodes.add(os.readlink(entry.path))
-        except OSError:  # closed meanwhile
-            pass
-    found = 0
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        local, inode = fields[1], fields[9]
-        if fields[3] == state and int(local.partition(":")[2], 16) == port and f"socket:[{inode}]" in inodes:
-            found += 1
-    return found
+def count_of(pid: int, port: int, state: str) -> int:
+    """Sockets of a process, on this local port, in this state."""
+    return sum(sock.state == state and sock.port == port for sock in sockets_of(pid))
 
 
 def sessions_of(pid: int, balancer: Smtplb) -> int:
-    return sockets_of(pid, balancer.port, ESTABLISHED)
+    return count_of(pid, balancer.port, ESTABLISHED)
 
 
 @pytest.mark.measured
@@ -78,7 +64,7 @@ async def test_killed_under_load(lab: Lab, workers: int) -> None:
             await until(lambda: len(workers_of(balancer) - before) == 1, "another one")  # noqa: B023
             started_s = max(started_s, time.monotonic() - began)
             (heir,) = workers_of(balancer) - before
-            await until(lambda: sockets_of(heir, balancer.port, LISTEN) == 1, "it accepts")  # noqa: B023
+            await until(lambda: count_of(heir, balancer.port, LISTEN) == 1, "it accepts")  # noqa: B023
             accepts_s = max(accepts_s, time.monotonic() - began)
             await traffic.more(100)
             assert before - workers_of(balancer) == {victim}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from tests.e2e.conftest import Begin
 from tests.failover.network import Weather, network
 from tests.lab import Postfix, SmtpSink
 from tests.lab.fixtures import Lab
+from tests.lab.tcp_table import tcp_sockets
 
 LARGE_BYTES = 20_000_000
 PIECE_BYTES = 1_000_000
@@ -48,12 +48,8 @@ async def send_part(client: Client, data: bytes) -> None:
 
 def has_read_all(balancer: Smtplb) -> bool:
     """Nothing that clients wrote is still in the kernel: a drained writer alone says little, some MB have room there."""
-    queues = []
-    for line in Path(f"/proc/{balancer.pid}/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, _, queue, *_ = line.split()  # proc(5): tx_queue:rx_queue
-        if f":{balancer.port:04X}" in (local[-5:], remote[-5:]):
-            queues.append(queue)
-    return set(queues) == {"00000000:00000000"}
+    under_way = [sock for sock in tcp_sockets() if balancer.port in sock.ports]
+    return bool(under_way) and all(sock.is_drained for sock in under_way)
 
 
 def open_replay_files(balancer: Smtplb) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import socket
 import struct
-from pathlib import Path
+
+from tests.lab.tcp_table import LISTEN, tcp_sockets
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT, LAST_PORT = (
@@ -18,7 +19,6 @@ FIRST_PORT, LAST_PORT = (
     31_999,
 )  # below Linux' ip_local_port_range (32768 on), above anything privileged
 
-_TCP_LISTEN = "0A"  # connection state in /proc/net/tcp: include/net/tcp_states.h
 # include/uapi/linux/netlink.h, sock_diag.h
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _NLM_F_REQUEST, _NLM_F_DUMP, _NLMSG_DONE = 0x1, 0x300, 3
@@ -55,7 +55,7 @@ def _diagnosed(port: int, family: int) -> bool:
     is asked a hundred times a second.
     """
     header = struct.pack("=IHHII", 72, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0)
-    wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 1 << int(_TCP_LISTEN, 16))
+    wanted = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 1 << int(LISTEN, 16))
     source = struct.pack("!H46x", port)  # its port; whatever else an address has
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
         kernel.send(header + wanted + source)
@@ -66,17 +66,7 @@ def _diagnosed(port: int, family: int) -> bool:
 
 
 def _tabled(port: int) -> bool:
-    wanted = f":{port:04X}"
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except FileNotFoundError:  # IPv6 is switched off
-            continue
-        for row in rows:
-            _, local, _, state, *_ = row.split()
-            if state == _TCP_LISTEN and local.endswith(wanted):
-                return True
-    return False
+    return any(sock.state == LISTEN and sock.port == port for sock in tcp_sockets())
 
 
 def _claimed(port: int) -> bool:
