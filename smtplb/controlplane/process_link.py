@@ -179,28 +179,25 @@ class ProcessLinks:
                 return
             if before.configuration != message.configuration:
                 self._place(message.traffic)
-                for process in self._processes:
-                    if process is not None and process.connected:
+                for process in self._running():
+                    if process.connected:
                         self._hand(process)
         elif isinstance(message, ReportRequest):
             self._ask(message)
             return
         elif isinstance(message, DrainSessions):
             self._draining = message
-        for process in self._processes:
-            if process is not None:
-                process.send(message)
+        for process in self._running():
+            process.send(message)
 
     def hand(self, sockets: Sockets) -> None:
         self._sockets = sockets
 
     def live(self) -> bool:
-        return not any(process is not None and process.is_silent for process in self._processes)
+        return not any(process.is_silent for process in self._running())
 
     def accepts(self) -> bool:
-        return any(
-            process is not None and process.is_up and not process.is_silent for process in self._processes
-        )
+        return any(process.is_up and not process.is_silent for process in self._running())
 
     def close(self) -> None:
         self._closing = True
@@ -210,14 +207,17 @@ class ProcessLinks:
             timer.cancel()
         for task in self._starting:
             task.cancel()
-        for process in self._processes:
-            if process is not None:
-                self._end(process)
+        for process in self._running():
+            self._end(process)
         if self._scoreboard is not None:
             self._scoreboard.close()
             self._scoreboard = None
 
     # -- processes ---------------------------------------------------------------------------------
+
+    def _running(self) -> list[_Process]:
+        """Without those that ended and are not replaced yet."""
+        return [process for process in self._processes if process is not None]
 
     def _start(self, number: int) -> None:
         """Exec, never fork a running loop: `python -m smtplb.cli.worker FD FD`."""
@@ -305,8 +305,8 @@ class ProcessLinks:
 
     def _count_beats(self) -> None:
         """Every BEAT_S."""
-        for process in self._processes:
-            if process is not None and process.is_up:
+        for process in self._running():
+            if process.is_up:
                 process.silent_beats += 1
                 if process.silent_beats >= HANGING_BEATS:
                     self._kill(process)
@@ -397,19 +397,18 @@ class ProcessLinks:
         elif isinstance(message, SessionsDrained):
             self._settle_drained(process.number, message.ended)
         elif isinstance(message, RetriesRemembered):
-            for other in self._processes:
-                if other is not None and other is not process:
+            for other in self._running():
+                if other is not process:
                     other.send(message)
         else:
             self._receive(message)
 
     def _ask(self, request: ReportRequest) -> None:
         """A worker that is only now starting has nothing to report; one that hangs lets the request time out."""
-        running = {process.number for process in self._processes if process is not None}
-        self._asked[request.serial] = set(running)
-        for process in self._processes:
-            if process is not None:
-                process.send(request)
+        running = self._running()
+        self._asked[request.serial] = {process.number for process in running}
+        for process in running:
+            process.send(request)
         if not running:
             self._report_settled(request.serial, -1)
 
@@ -432,7 +431,7 @@ class ProcessLinks:
     def _settle_drained(self, number: int, ended: int) -> None:
         self._drained.add(number)
         self._ended_sessions += ended
-        if all(process is None or process.number in self._drained for process in self._processes):
+        if all(process.number in self._drained for process in self._running()):
             self._receive(SessionsDrained(self._ended_sessions))
 
 
